@@ -1,0 +1,1 @@
+"""Safe-CLIP on Ray: the library. Importing it imports no Ray."""
