@@ -90,6 +90,12 @@ def concept_of(name: str) -> str | None:
     raise KeyError(f"the world has no object {name!r}")
 
 
+def object_names(safe: bool | None = None) -> list[str]:
+    """Returns the world's objects in a fixed order: the safe ones, the unsafe ones, or both."""
+    unsafe = [name for objects in UNSAFE_OBJECTS.values() for name in objects]
+    return {True: list(SAFE_OBJECTS), False: unsafe, None: [*SAFE_OBJECTS, *unsafe]}[safe]
+
+
 def character_of(name: str) -> str:
     """Returns the emoji that draws an object."""
     concept = concept_of(name)

@@ -1,0 +1,114 @@
+"""The architectures of the world's small models, and where their weights lie.
+
+They are the classes that full scale uses too: an ``open_clip.CLIP``, a diffusers ``StableDiffusionPipeline`` whose
+text encoder is that CLIP's text tower, and a timm ResNet as judge.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from timm.models.resnet import BasicBlock, ResNet
+
+from safeclip.world.scenes import IMAGE_SIZE, object_names
+
+WEIGHTS = Path(__file__).parent / "weights"
+CONTEXT_LENGTH = 32  # tokens; the longest caption of the grammar has 21
+
+ENCODER_CONFIG: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 128,
+        "vision_cfg": {
+            "image_size": IMAGE_SIZE,
+            "patch_size": 16,
+            "width": 192,
+            "layers": 6,
+            "head_width": 48,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": 49408,
+            "width": 128,
+            "heads": 4,
+            "layers": 4,
+        },
+    },
+    "preprocess_cfg": {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    },
+}
+
+
+def build_encoder() -> open_clip.CLIP:
+    """Returns the world's encoder with fresh weights."""
+    return open_clip.CLIP(**ENCODER_CONFIG["model_cfg"])
+
+
+def save_encoder(model: open_clip.CLIP, folder: Path) -> None:
+    """Writes what ``open_clip.create_model("local-dir:<folder>")`` loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps(ENCODER_CONFIG, indent=2) + "\n")
+    save_half(model, folder / "open_clip_model.safetensors")
+
+
+def build_judge() -> ResNet:
+    """Returns the picture judge: one logit for each of the world's objects."""
+    return ResNet(
+        BasicBlock, layers=(1, 1, 1, 1), channels=(32, 64, 128, 256), num_classes=len(object_names()), avg_down=True
+    )
+
+
+def build_vae() -> AutoencoderKL:
+    """Returns the generator's autoencoder: 3×64×64 pixels to 16×8×8 latents and back."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=16,
+        sample_size=IMAGE_SIZE,
+        block_out_channels=(32, 48, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=16,
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Returns the generator's denoiser, conditioned on the hidden states of the text tower."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(160, 224),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=ENCODER_CONFIG["model_cfg"]["text_cfg"]["width"],
+        attention_head_dim=4,
+    )
+
+
+def save_half(model: torch.nn.Module, path: Path) -> None:
+    """Writes a model's weights in fp16, batch-norm counters left out of the rounding."""
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:
+    """Fills a model from a safetensors file, in the model's own dtype, and sets it to evaluation.
+
+    Raises:
+        FileNotFoundError: the weights were not shipped or trained.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; make them with python -m safeclip.world.train")
+    model.load_state_dict(load_file(path))
+    return model.eval()

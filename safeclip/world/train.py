@@ -1,0 +1,292 @@
+"""Trains the world's models: ``python -m safeclip.world.train [encoder|judge|vae|unet …]``.
+
+Each part trains by itself in the order above (the UNet reads the encoder's text tower and the VAE). The batch of a
+step is a function of the step's number, and a checkpoint is kept every few hundred steps, so a training that was
+cut off goes on as if nothing had happened. Finished weights go to ``safeclip/world/weights/`` in fp16.
+"""
+
+import argparse
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from safeclip.world import models
+from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, object_names, render, sample_scenes
+
+SEED = 20240929
+CHECKPOINT_EVERY = 250  # steps
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model and how it is trained."""
+
+    steps: int
+    batch: int
+    rate: float
+    build: Callable[[], nn.Module]
+    make_loss: Callable[[], Callable[[nn.Module, dict, torch.Generator], torch.Tensor]]
+    average: float = 0.0  # decay of the moving average that is kept instead of the last weights; 0 keeps the last
+
+
+def training_scenes(n: int, seed: int) -> list[Scene]:
+    """Draws scenes as the base models see them: one half with an unsafe object, a few of one object alone."""
+    safe, unsafe = object_names(safe=True), object_names(safe=False)
+    single = [Scene((s.objects[0],), s.background, s.seed) for s in sample_scenes(n // 10, seed, safe + unsafe)]
+    half = (n - len(single)) // 2
+    mixed = sample_scenes(n - len(single) - half, seed + 2, safe, unsafe)
+    return single + sample_scenes(half, seed + 1, safe) + mixed
+
+
+class SceneBatches(Dataset):
+    """Batch number `step` of a training: pictures, captions' tokens, and which objects are shown."""
+
+    def __init__(self, start: int, stop: int, batch: int) -> None:
+        self.start, self.stop, self.batch = start, stop, batch
+        self.tokenize = open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)
+        self.index = {name: i for i, name in enumerate(object_names())}
+
+    def __len__(self) -> int:
+        """Returns how many steps are left."""
+        return self.stop - self.start
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        """Returns pixels (B, 3, 64, 64) in [-1, 1], tokens (B, 32) and objects (B, n_objects) of 0 and 1."""
+        scenes = training_scenes(self.batch, SEED + 10 * (self.start + item))
+        pixels = torch.from_numpy(np.stack([render(s) for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        objects = torch.zeros(len(scenes), len(self.index))
+        for row, scene in zip(objects, scenes, strict=True):
+            row[[self.index[name] for name in scene.objects]] = 1
+        return {"pixels": pixels, "tokens": self.tokenize([caption(s) for s in scenes]), "objects": objects}
+
+
+def encoder_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1] as the encoder's preprocessing leaves them."""
+    config = models.ENCODER_CONFIG["preprocess_cfg"]
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return ((pixels + 1) / 2 - mean) / std
+
+
+def make_encoder_loss() -> Callable:
+    """CLIP's symmetric cross-entropy (Radford et al., 2021)."""
+    clip_loss = open_clip.ClipLoss()
+
+    def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
+        length = int((batch["tokens"] != 0).sum(1).max())
+        image = model.encode_image(encoder_pixels(batch["pixels"]), normalize=True)
+        text = encode_trimmed(model, batch["tokens"], length)
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        return clip_loss(image.float(), text.float(), model.logit_scale.exp())
+
+    return loss
+
+
+def encode_trimmed(model: nn.Module, tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """Text embeddings from the first `length` tokens: exact, since the tower is causal and pools at the end token."""
+    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length].to(x.dtype))
+    x = model.ln_final(x)
+    pooled = x[torch.arange(len(x)), tokens.argmax(1)] @ model.text_projection
+    return F.normalize(pooled, dim=-1)
+
+
+def make_judge_loss() -> Callable:
+    """Cross-entropy of each object's presence, on pictures blurred and noised as a generator's are."""
+
+    def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
+        pixels = batch["pixels"]
+        n = len(pixels)
+        small = F.interpolate(pixels[: n // 3], size=40, mode="bilinear", antialias=True)
+        soft = F.interpolate(small, size=IMAGE_SIZE, mode="bilinear")
+        pixels = torch.cat([soft, pixels[n // 3 :]])
+        noise = torch.rand(n, 1, 1, 1, generator=random) * 0.15
+        pixels = pixels + noise * torch.randn(pixels.shape, generator=random)
+        logits = model(pixels.contiguous(memory_format=torch.channels_last)).float()
+        return F.binary_cross_entropy_with_logits(logits, batch["objects"]) * len(batch["objects"][0])
+
+    return loss
+
+
+def make_vae_loss() -> Callable:
+    """Absolute error of the picture and of its edges, and a light pull of the latents toward a unit normal."""
+
+    def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
+        pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
+        posterior = model.encode(pixels).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=random)
+        out = model.decode(posterior.mean + posterior.std * noise).sample.float()
+        edges = sum((out.diff(dim=d) - pixels.diff(dim=d)).abs().mean() for d in (2, 3))
+        return (out - pixels).abs().mean() + edges + 1e-5 * posterior.kl().mean()
+
+    return loss
+
+
+def noise_scheduler() -> object:
+    """The generator's noise schedule, as the pipeline samples it: cosine, predicting v, few steps suffice."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+
+
+@torch.no_grad()
+def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """What the pipeline's text encoder gives: the text tower's last hidden states, (B, 32, width)."""
+    x = model.token_embedding(tokens) + model.positional_embedding
+    return model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+
+
+def make_unet_loss() -> Callable:
+    """Mean squared error of v (Salimans & Ho, 2022), the latents and texts coming from the finished parts."""
+    encoder = models.load_weights(models.build_encoder(), models.WEIGHTS / "encoder" / "open_clip_model.safetensors")
+    vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
+    scale = latent_scale(vae)
+    alphas = noise_scheduler().alphas_cumprod
+
+    def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = vae.encode(batch["pixels"]).latent_dist.mean.float() * scale
+            states = hidden_states(encoder, pipeline_tokens(batch["tokens"])).float()
+        steps = torch.randint(len(alphas), (len(latents),), generator=random)
+        alpha = alphas[steps].view(-1, 1, 1, 1)
+        noise = torch.randn(latents.shape, generator=random)
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        return F.mse_loss(model(noisy, steps, encoder_hidden_states=states).sample.float(), target)
+
+    return loss
+
+
+def pipeline_tokens(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens padded with the end token, as ``CLIPTokenizer`` pads them, instead of open_clip's zeros."""
+    end = tokens.max()
+    return torch.where(tokens == 0, end, tokens)
+
+
+@torch.no_grad()
+def latent_scale(vae: nn.Module) -> float:
+    """One over the standard deviation of the latents, which a pipeline knows as `scaling_factor`."""
+    pixels = SceneBatches(-1, 0, 128)[0]["pixels"]
+    return round(1 / float(vae.encode(pixels).latent_dist.mean.std()), 4)
+
+
+PARTS = {
+    "encoder": Part(1500, 256, 1e-3, models.build_encoder, make_encoder_loss),
+    "judge": Part(2000, 128, 2e-3, models.build_judge, make_judge_loss),
+    "vae": Part(2500, 32, 1.5e-3, models.build_vae, make_vae_loss),
+    "unet": Part(9000, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
+}
+
+
+def learning_rate(step: int, part: Part) -> float:
+    """A short linear warm-up, then a cosine to zero."""
+    warm = min(200, part.steps // 10 + 1)
+    if step < warm:
+        return part.rate * (step + 1) / warm
+    return part.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, part.steps - warm)))
+
+
+def train(name: str, part: Part, folder: Path) -> nn.Module:
+    """Trains one part, from its last checkpoint if there is one.
+
+    Args:
+        name: the part's name, for checkpoints and messages.
+        part: what to train and how.
+        folder: where checkpoints lie.
+
+    Returns:
+        The trained model, in evaluation mode.
+    """
+    torch.manual_seed(SEED)
+    model = part.build().train()
+    averaged = copy.deepcopy(model).eval() if part.average else model
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    checkpoint, start = folder / f"{name}.pt", 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    loss_of = part.make_loss()
+    model.to(memory_format=torch.channels_last)
+    seconds, began = 0.0, time.monotonic()
+    for step, batch in enumerate(batches(start, part), start):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, part)
+        random = torch.Generator().manual_seed(SEED + step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(model, batch, random)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if part.average:
+            decay = min(part.average, (step + 1) / (step + 10))
+            with torch.no_grad():
+                for kept, new in zip(averaged.parameters(), model.parameters(), strict=True):
+                    kept.lerp_(new, 1 - decay)
+        if (step + 1) % 25 == 0:
+            seconds = (time.monotonic() - began) / (step + 1 - start)
+            print(
+                f"{name} {step + 1:5d}/{part.steps} loss {loss.item():8.4f} grad {norm:7.3f} {seconds:5.2f} s/step",
+                flush=True,
+            )
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == part.steps:
+            save_checkpoint(checkpoint, model, averaged, optimizer, step + 1)
+    return averaged.eval()
+
+
+def save_checkpoint(path: Path, model: nn.Module, averaged: nn.Module, optimizer: object, step: int) -> None:
+    """Writes a checkpoint beside the old one and swaps them, so that a cut-off leaves the old one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "averaged": averaged.state_dict(), "step": step}
+    state["optimizer"] = optimizer.state_dict()  # type: ignore[attr-defined]
+    torch.save(state, path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def batches(start: int, part: Part) -> Iterator[dict]:
+    """The batches from step `start` on, drawn by a second process while the first one trains."""
+    return iter(DataLoader(SceneBatches(start, part.steps, part.batch), batch_size=None, num_workers=1))
+
+
+def export(name: str, model: nn.Module) -> Path:
+    """Writes a finished part's weights to where `safeclip.world.models` finds them."""
+    if name == "encoder":
+        models.save_encoder(model, models.WEIGHTS / "encoder")
+        return models.WEIGHTS / "encoder"
+    path = models.WEIGHTS / f"{name}.safetensors"
+    models.save_half(model, path)
+    return path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains the parts named on the command line, or all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)}; all unless named")
+    parser.add_argument("--checkpoints", type=Path, default=Path("runs/world"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for name in PARTS:
+        if not options.parts or name in options.parts:
+            print(f"{name}: written to {export(name, train(name, PARTS[name], options.checkpoints))}")
+
+
+if __name__ == "__main__":
+    main()
