@@ -72,11 +72,11 @@ def build_vae() -> AutoencoderKL:
         out_channels=3,
         latent_channels=16,
         sample_size=IMAGE_SIZE,
-        block_out_channels=(32, 48, 64, 96),
+        block_out_channels=(16, 32, 64, 96),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
 
 
@@ -86,7 +86,7 @@ def build_unet() -> UNet2DConditionModel:
         sample_size=8,
         in_channels=16,
         out_channels=16,
-        block_out_channels=(160, 224),
+        block_out_channels=(128, 192),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,

@@ -26,6 +26,7 @@ from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, object_names, rend
 
 SEED = 20240929
 CHECKPOINT_EVERY = 250  # steps
+EMPTY_TEXTS = 0.1  # share of the UNet's texts left empty, so that guidance can be used (Ho & Salimans, 2022)
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,15 @@ def make_unet_loss() -> Callable:
     vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
     scale = latent_scale(vae)
     alphas = noise_scheduler().alphas_cumprod
+    nothing = pipeline_tokens(open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)([""]))
 
     def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             latents = vae.encode(batch["pixels"]).latent_dist.mean.float() * scale
-            states = hidden_states(encoder, pipeline_tokens(batch["tokens"])).float()
+            tokens = pipeline_tokens(batch["tokens"])
+            unsaid = torch.rand(len(tokens), generator=random) < EMPTY_TEXTS
+            tokens = torch.where(unsaid[:, None], nothing, tokens)
+            states = hidden_states(encoder, tokens).float()
         steps = torch.randint(len(alphas), (len(latents),), generator=random)
         alpha = alphas[steps].view(-1, 1, 1, 1)
         noise = torch.randn(latents.shape, generator=random)
@@ -185,7 +190,7 @@ PARTS = {
     "encoder": Part(1500, 256, 1e-3, models.build_encoder, make_encoder_loss),
     "judge": Part(2000, 128, 2e-3, models.build_judge, make_judge_loss),
     "vae": Part(2500, 32, 1.5e-3, models.build_vae, make_vae_loss),
-    "unet": Part(9000, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
+    "unet": Part(7000, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
 }
 
 
