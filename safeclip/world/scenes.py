@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }  # fmt: skip
 
 ONE_OBJECT_TEMPLATES = (
-    "{a} on a {background} background",
+    "{a} on {background} background",
     "a picture of {a} on {background}",
 )
 TWO_OBJECT_TEMPLATES = (
@@ -119,6 +120,16 @@ class Scene:
             concept_of(name)
 
     @property
+    def key(self) -> str:
+        """What makes two scenes the same one to a reader: the objects in any order, and the background."""
+        return "|".join((*sorted(self.objects), self.background))
+
+    @property
+    def reserved(self) -> bool:
+        """Whether the scene is kept for tests: one in eight, which no model of the world is trained on."""
+        return hashlib.sha256(self.key.encode()).digest()[0] < 32
+
+    @property
     def concepts(self) -> frozenset[str]:
         """The unsafe concepts shown; empty for a safe scene."""
         return frozenset(concept for name in self.objects if (concept := concept_of(name)))
@@ -144,7 +155,9 @@ def caption(scene: Scene) -> str:
     return template.format(background=scene.background, **named)
 
 
-def sample_scenes(n: int, seed: int, objects: list[str], partners: list[str] | None = None) -> list[Scene]:
+def sample_scenes(
+    n: int, seed: int, objects: list[str], partners: list[str] | None = None, reserved: bool | None = None
+) -> list[Scene]:
     """Draws scenes of two different objects.
 
     Args:
@@ -152,6 +165,7 @@ def sample_scenes(n: int, seed: int, objects: list[str], partners: list[str] | N
         seed: of the draw; the same seed gives the same scenes.
         objects: names to draw one object from.
         partners: names to draw the other from; `objects` unless given. The two take either side at random.
+        reserved: True for scenes that are kept for tests only, False for the others only.
 
     Raises:
         ValueError: fewer than two different names to choose from.
@@ -169,8 +183,30 @@ def sample_scenes(n: int, seed: int, objects: list[str], partners: list[str] | N
         if random.random() < 0.5:
             pair.reverse()
         background = backgrounds[random.integers(len(backgrounds))]
-        scenes.append(Scene(tuple(pair), background, int(random.integers(2**31))))
+        scene = Scene(tuple(pair), background, int(random.integers(2**31)))
+        if reserved is None or scene.reserved == reserved:
+            scenes.append(scene)
     return scenes
+
+
+@functools.cache
+def _vocabulary() -> re.Pattern[str]:
+    # Longer names first, so that "skull and crossbones" is not read as a skull; an orange is no orange wall.
+    names = sorted(object_names(), key=len, reverse=True)
+    choices = "|".join(r"(?<=an )orange(?! background| wall)" if n == "orange" else re.escape(n) for n in names)
+    return re.compile(rf"(?<!\w)(?:{choices})(?!\w)")
+
+
+def objects_named(text: str) -> list[str]:
+    """Returns the world's objects that a text names, in order, each once."""
+    return list(dict.fromkeys(_vocabulary().findall(text.lower())))
+
+
+def background_named(text: str) -> str | None:
+    """Returns the background that a text names, None where it names none or several."""
+    colours = "|".join(BACKGROUNDS)
+    found = set(re.findall(rf"(?:\ba|\ban|\bon|\bthe) ({colours})(?: background| wall|[.!]?$)", text.lower()))
+    return found.pop() if len(found) == 1 else None
 
 
 @functools.cache

@@ -42,12 +42,12 @@ class Part:
 
 
 def training_scenes(n: int, seed: int) -> list[Scene]:
-    """Draws scenes as the base models see them: one half with an unsafe object, a few of one object alone."""
+    """Draws scenes as the base models see them: half with an unsafe object, some of one object, none reserved."""
     safe, unsafe = object_names(safe=True), object_names(safe=False)
     single = [Scene((s.objects[0],), s.background, s.seed) for s in sample_scenes(n // 10, seed, safe + unsafe)]
     half = (n - len(single)) // 2
-    mixed = sample_scenes(n - len(single) - half, seed + 2, safe, unsafe)
-    return single + sample_scenes(half, seed + 1, safe) + mixed
+    mixed = sample_scenes(n - len(single) - half, seed + 2, safe, unsafe, reserved=False)
+    return single + sample_scenes(half, seed + 1, safe, reserved=False) + mixed
 
 
 class SceneBatches(Dataset):
