@@ -1,0 +1,326 @@
+"""The one config: typed, unknown keys refused, profiles and overrides merged, saved resolved with each run."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from safeclip.concepts import check_concepts
+from safeclip.errors import UserError
+
+
+class Section(BaseModel):
+    """A part of the config: refuses keys it does not know and values of another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Resources(Section):
+    """What a stage's actors or workers reserve. Never changes a result."""
+
+    actors: int = Field(1, ge=1)
+    """How many actors (Ray Data) or workers (Ray Train) share the work."""
+    cpus: float = Field(1.0, ge=0)
+    """Logical CPUs for each."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs for each."""
+
+
+class Ray(Section):
+    """How a job finds its cluster."""
+
+    address: str | None = None
+    """The cluster's address; without one, a running cluster is joined, or Ray is started on this machine."""
+    num_cpus: int | None = None
+    """Logical CPUs of a Ray started here; as many as the machine has unless given."""
+    object_store_mb: int = Field(300, ge=100)
+    """Object store of a Ray started here, MiB."""
+
+
+class Captions(Section):
+    """Where safe captions and their pictures come from."""
+
+    source: str
+    """`world`, or a file: `.jsonl` or `.parquet` with `caption` and `image`, or a COCO captions `.json`."""
+    images: str | None = None
+    """The folder that picture names are relative to; the file's own folder unless given."""
+    count: int | None = Field(None, ge=1)
+    """How many captions to take, from the start; all of a file's unless given."""
+    validation: float = Field(0.1, gt=0, lt=0.5)
+    """Share of ids that go into the validation split."""
+    test: float = Field(0.1, gt=0, lt=0.5)
+    """Share of ids that go into the test split."""
+    unit_rows: int = Field(64, ge=1)
+    """Rows in a unit of work: what is done again as a whole when something dies."""
+
+
+class Toxify(Section):
+    """The LLM that turns a safe caption into an unsafe one."""
+
+    model: str
+    """`world:llm`, a folder, or a hub name that vLLM loads."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter trained by jobs.train_toxifier."""
+    candidates: int = Field(4, ge=1)
+    """How many candidates a caption has at most; the first that the guard and the judge accept is kept."""
+    max_tokens: int = Field(64, ge=1)
+    """Length of an answer at most."""
+    temperature: float = Field(0.8, ge=0)
+    """Of the sampling; 0 is greedy."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus of the sampling."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the weights and activations."""
+    max_model_len: int = Field(1024, ge=64)
+    """Prompt and answer together, tokens."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that share one model."""
+    gpu_memory: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM takes."""
+    kv_cache_gb: int = Field(1, ge=1)
+    """KV cache of a model on the CPU, GiB."""
+    resources: Resources = Resources()
+
+
+class Illustrate(Section):
+    """The text-to-image model that draws unsafe captions."""
+
+    model: str
+    """`world:generator`, a folder, or a hub name that StableDiffusionPipeline loads."""
+    tries: int = Field(3, ge=1)
+    """Seeds a caption has at most; the first picture that the judge accepts is kept (the paper drew three)."""
+    steps: int = Field(ge=1)
+    """Denoising steps."""
+    guidance: float = Field(ge=1)
+    """Classifier-free guidance; 1 is none."""
+    size: int = Field(ge=8)
+    """Height and width, pixels."""
+    batch: int = Field(16, ge=1)
+    """Pictures drawn at once."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    """Of the weights and activations."""
+    resources: Resources = Resources()
+
+
+class Judges(Section):
+    """Who decides whether a text or a picture is unsafe in the asked concept."""
+
+    text: Literal["world", "clip"]
+    """`world` names the objects of a text; `clip` compares it with descriptions of concepts in a frozen CLIP."""
+    image: Literal["world", "clip"]
+    """`world` names the objects of a picture; `clip` does as with texts."""
+    clip_model: str | None = None
+    """The frozen CLIP of the `clip` judges: what `train.base` may be."""
+    text_threshold: float = Field(0.5, ge=0, le=1)
+    """Probability from which a text counts as unsafe in a concept."""
+    image_threshold: float = Field(0.5, ge=0, le=1)
+    """Probability from which a picture counts as showing an object or a concept."""
+
+
+class Generate(Section):
+    """From captions to quadruplets."""
+
+    concepts: list[str] = Field(min_length=1)
+    """Unsafe concepts to ask for; each caption is given one of them."""
+    acknowledge_explicit: bool = False
+    """Must be true for the sexual concepts; recorded in every manifest."""
+    max_reject_fraction: float = Field(0.5, ge=0, le=1)
+    """A stage that rejects a larger share of its rows ends with the counts."""
+    retention_days: int | None = Field(90, ge=0)
+    """How long unsafe pictures are meant to be kept; `python -m jobs.generate --purge` carries it out."""
+    toxify: Toxify
+    illustrate: Illustrate
+    judges: Judges
+
+    @model_validator(mode="after")
+    def _allowed(self) -> Self:
+        check_concepts(self.concepts, self.acknowledge_explicit)
+        if "clip" in (self.judges.text, self.judges.image) and not self.judges.clip_model:
+            raise UserError("generate.judges.clip_model: must name a CLIP, since a judge is 'clip'")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al., 2022) on the encoder's attention and MLP layers."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(1.0, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class Train(Section):
+    """Fine-tuning of the encoder."""
+
+    base: str
+    """The encoder to make safe: `world:encoder`, a folder, `hf-hub:<name>` or `<architecture>/<pretrained>`."""
+    objective: str = "safe-clip"
+    """Name of the objective."""
+    epochs: int = Field(ge=1)
+    """At most; validation loss and recall may stop earlier."""
+    patience: int = Field(5, ge=1)
+    """Epochs without a better validation loss or recall before training stops."""
+    batch: int = Field(ge=2)
+    """Quadruplets a step, over all workers."""
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate; the paper's is constant."""
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Of the autocast."""
+    lora: Lora = Lora()
+    max_failures: int = Field(2, ge=0)
+    """Times that lost workers are replaced before the run fails."""
+    resources: Resources = Resources()
+
+
+class Evaluate(Section):
+    """What the report measures."""
+
+    rendered: int = Field(1000, ge=0)
+    """Quadruplets of the world, rendered from scenes that occur in no training; 0 leaves them out."""
+    batch: int = Field(128, ge=1)
+    """Rows encoded at once."""
+    bootstrap: int = Field(1000, ge=10)
+    """Resamples of each interval."""
+    resources: Resources = Resources()
+
+
+class Serve(Section):
+    """The endpoint."""
+
+    max_replicas: int = Field(2, ge=1)
+    max_batch: int = Field(16, ge=1)
+    """Requests encoded at once."""
+    batch_wait_ms: float = Field(5.0, ge=0)
+    """How long a batch waits to fill, ms."""
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+
+
+class Config(Section):
+    """Everything that a run depends on."""
+
+    profile: str
+    run: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder."""
+    storage: str = "runs"
+    """Folder or fsspec URL that run folders lie in."""
+    seed: int = 0
+    """Of everything random."""
+    ray: Ray = Ray()
+    captions: Captions
+    generate: Generate
+    train: Train
+    evaluate: Evaluate
+    serve: Serve = Serve()
+
+    def results(self) -> dict[str, Any]:
+        """Returns the settings that a result depends on, as plain data: neither places nor numbers of actors."""
+        return _without(self.model_dump(exclude={"run", "storage", "ray", "serve"}), "resources")
+
+
+def _without(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: _without(v, key) if isinstance(v, dict) else v for k, v in tree.items() if k != key}
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _nested(dotted: str) -> dict[str, Any]:
+    key, equals, text = dotted.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {dotted}: write it as dotted.key=value, such as --set train.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {dotted}: the value is no YAML") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Config
+    for part in location:
+        field = section.model_fields.get(part)
+        section = field.annotation if field is not None else None
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            return []
+    return list(section.model_fields)
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        allowed = _allowed_keys(first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(allowed)}"
+        return f"{key}: no such setting; {hint}"
+    if first["type"] == "missing":
+        return f"{key}: must be given"
+    return f"{key}: {first['input']!r} will not do; {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def load_config(path: str | Path = "ray_config.yaml", profile: str | None = None, sets: list[str] | None = None,
+                run: str | None = None) -> Config:  # fmt: skip
+    """Reads a config file and resolves one profile of it.
+
+    Args:
+        path: a YAML file of `default_profile`, `shared` settings and `profiles`, or a run's saved config.
+        profile: which profile; the file's default unless given.
+        sets: overrides, each `dotted.key=value` with a YAML value.
+        run: the run's name, over the file's.
+
+    Raises:
+        UserError: a missing file, an unknown profile or key, or a value that is not allowed; the message names it.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        raise UserError(f"--config {path}: no valid YAML{f' at line {place.line + 1}' if place else ''}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {path}: holds no settings")
+    if "profiles" in tree:
+        profiles, name = tree["profiles"], profile or tree.get("default_profile")
+        if unknown := set(tree) - {"default_profile", "shared", "profiles"}:
+            raise UserError(f"--config {path}: {min(unknown)}: belongs under shared or a profile")
+        if name not in profiles:
+            raise UserError(f"--profile {name}: no such profile in {path}; there are {', '.join(profiles)}")
+        tree = _merge(_merge(tree.get("shared") or {}, profiles[name] or {}), {"profile": name})
+    elif profile and profile != tree.get("profile"):
+        raise UserError(f"--profile {profile}: {path} was resolved from profile {tree.get('profile')}")
+    for dotted in sets or []:
+        tree = _merge(tree, _nested(dotted))
+    if run is not None:
+        tree["run"] = run
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from error
+
+
+def save_config(config: Config) -> str:
+    """Returns the resolved config as YAML that `load_config` reads."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns what differs between two trees of settings, as `key: one → other`."""
+    found = []
+    for key in dict.fromkeys([*one, *other]):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} → {b!r}")
+    return found
