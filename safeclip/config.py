@@ -268,8 +268,12 @@ def _one_line(error: ValidationError) -> str:
     return f"{key}: {first['input']!r} will not do; {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def load_config(path: str | Path = "ray_config.yaml", profile: str | None = None, sets: list[str] | None = None,
-                run: str | None = None) -> Config:  # fmt: skip
+def load_config(
+    path: str | Path = "ray_config.yaml",
+    profile: str | None = None,
+    sets: list[str] | None = None,
+    run: str | None = None,
+) -> Config:
     """Reads a config file and resolves one profile of it.
 
     Args:
@@ -282,23 +286,27 @@ def load_config(path: str | Path = "ray_config.yaml", profile: str | None = None
         UserError: a missing file, an unknown profile or key, or a value that is not allowed; the message names it.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}") from error
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+    return parse_config(text, str(path), profile, sets, run)
+
+
+def parse_config(
+    text: str, name: str, profile: str | None = None, sets: list[str] | None = None, run: str | None = None
+) -> Config:
+    """Resolves a config from its text; `name` is what messages call it. The rest is as for `load_config`."""
+    try:
+        tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
-        raise UserError(f"--config {path}: no valid YAML{f' at line {place.line + 1}' if place else ''}") from error
+        raise UserError(f"--config {name}: no valid YAML{f' at line {place.line + 1}' if place else ''}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"--config {path}: holds no settings")
+        raise UserError(f"--config {name}: holds no settings")
     if "profiles" in tree:
-        profiles, name = tree["profiles"], profile or tree.get("default_profile")
-        if unknown := set(tree) - {"default_profile", "shared", "profiles"}:
-            raise UserError(f"--config {path}: {min(unknown)}: belongs under shared or a profile")
-        if name not in profiles:
-            raise UserError(f"--profile {name}: no such profile in {path}; there are {', '.join(profiles)}")
-        tree = _merge(_merge(tree.get("shared") or {}, profiles[name] or {}), {"profile": name})
+        tree = _one_profile(tree, name, profile)
     elif profile and profile != tree.get("profile"):
-        raise UserError(f"--profile {profile}: {path} was resolved from profile {tree.get('profile')}")
+        raise UserError(f"--profile {profile}: {name} was resolved from profile {tree.get('profile')}")
     for dotted in sets or []:
         tree = _merge(tree, _nested(dotted))
     if run is not None:
@@ -307,6 +315,15 @@ def load_config(path: str | Path = "ray_config.yaml", profile: str | None = None
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(_one_line(error)) from error
+
+
+def _one_profile(tree: dict[str, Any], name: str, profile: str | None) -> dict[str, Any]:
+    if unknown := set(tree) - {"default_profile", "shared", "profiles"}:
+        raise UserError(f"--config {name}: {min(unknown)}: belongs under shared or a profile")
+    profiles, wanted = tree["profiles"], profile or tree.get("default_profile")
+    if wanted not in profiles:
+        raise UserError(f"--profile {wanted}: no such profile in {name}; there are {', '.join(profiles)}")
+    return _merge(_merge(tree.get("shared") or {}, profiles[wanted] or {}), {"profile": wanted})
 
 
 def save_config(config: Config) -> str:

@@ -1,0 +1,1 @@
+"""Entry points: each reads the config, connects to Ray, calls `safeclip` and prints what was written."""

