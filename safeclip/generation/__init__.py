@@ -1,0 +1,1 @@
+"""From safe captions to quadruplets: captions, toxify, illustrate, judges, quadruplets, in this order."""

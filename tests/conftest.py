@@ -1,0 +1,26 @@
+"""What the tests share: one local Ray for the whole session."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Before anything imports ray: a local Ray would ask for tokens, and its workers would take all cores each.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray on this machine, started by the first test that asks for it."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        object_store_memory=200 * 2**20,
+        include_dashboard=False,
+        logging_level="warning",
+    )
+    yield
+    ray.shutdown()
