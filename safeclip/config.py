@@ -63,6 +63,10 @@ class Toxify(Section):
     """`world:llm`, a folder, or a hub name that vLLM loads."""
     adapter: str | None = None
     """Folder of a LoRA adapter trained by jobs.train_toxifier."""
+    examples: str | None = None
+    """`world:examples` or a JSONL file of `safe`, `unsafe` and `asked`, shown to the LLM before each caption."""
+    terms: dict[str, list[str]] = {}
+    """For a concept, terms of which each candidate is asked for one; without any, the concept itself is asked for."""
     candidates: int = Field(4, ge=1)
     """How many candidates a caption has at most; the first that the guard and the judge accept is kept."""
     max_tokens: int = Field(64, ge=1)
@@ -99,6 +103,8 @@ class Illustrate(Section):
     """Height and width, pixels."""
     batch: int = Field(16, ge=1)
     """Pictures drawn at once."""
+    quality: int = Field(90, ge=1, le=100)
+    """Of the pictures' WebP; 100 is lossless."""
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
     """Of the weights and activations."""
     resources: Resources = Resources()

@@ -1,0 +1,133 @@
+"""Draws unsafe captions: diffusers in Ray Data actors, each picture seeded by its row, encoded and judged there."""
+
+import functools
+import io
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from safeclip import guard
+from safeclip.artifacts import Folder
+from safeclip.config import Config, Illustrate
+from safeclip.errors import UserError
+from safeclip.generation.judges import ImageJudge, make_image_judge
+from safeclip.generation.units import run_generation_stage
+from safeclip.records import UNSAFE_IMAGE, row_seed
+
+MARK = "synthetic, unsafe: drawn by a model so that an encoder can unlearn it"
+_IMAGE_DESCRIPTION = 0x010E  # the EXIF tag
+
+
+def load_pipeline(source: str, dtype: str, device: str) -> Any:
+    """Returns a StableDiffusionPipeline.
+
+    Args:
+        source: `world:generator`, a folder, or a hub name.
+        dtype: of weights and activations.
+        device: where it runs.
+
+    Raises:
+        UserError: nothing that can be loaded lies there.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    if source == "world:generator":
+        from safeclip.world.models import build_generator
+
+        pipeline = build_generator()
+    else:
+        try:
+            # No safety checker: what it blanks is what is asked for. The judges and the guard stand in its place.
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                source, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"generate.illustrate.model: {source} cannot be loaded: {first}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device, getattr(torch, dtype))
+
+
+def encode_picture(picture: Image.Image, quality: int) -> bytes:
+    """Returns a picture as WebP, marked in its metadata as synthetic and unsafe; quality 100 is lossless."""
+    exif = Image.Exif()
+    exif[_IMAGE_DESCRIPTION] = MARK
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=quality, lossless=quality == 100, exif=exif)
+    return buffer.getvalue()
+
+
+class Illustrator:
+    """Draws captions, each with seeds of its own, until the judge accepts a picture or the tries are used up."""
+
+    def __init__(self, settings: Illustrate, judge: ImageJudge, seed: int) -> None:
+        import torch
+
+        self.settings, self.judge, self.seed = settings, judge, seed
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.pipeline = load_pipeline(settings.model, settings.dtype, self.device)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Returns a row of UNSAFE_IMAGE for each row of UNSAFE_CAPTION."""
+        rows = [
+            {**row, "unsafe_image": None, "seed": None, "tries": 0, "image_score": None, "reject": "not drawn"}
+            for row in table.select(["id", "unsafe_caption", "concept"]).to_pylist()
+        ]
+        for row in rows:
+            if dropped := guard.check(row["unsafe_caption"], row["concept"]):
+                row.update(unsafe_caption=None, reject=f"guard: {dropped}", seed=-1)
+        for attempt in range(self.settings.tries):
+            left = [r for r in rows if r["reject"] is not None and r["seed"] != -1]
+            for start in range(0, len(left), self.settings.batch):
+                self._attempt(left[start : start + self.settings.batch], attempt)
+        return pa.Table.from_pylist([{k: r[k] for k in UNSAFE_IMAGE.names} for r in rows], UNSAFE_IMAGE)
+
+    def _attempt(self, rows: list[dict[str, Any]], attempt: int) -> None:
+        captions = [r["unsafe_caption"] for r in rows]
+        seeds = [row_seed(self.seed, r["id"], "illustrate", attempt) for r in rows]
+        images = [encode_picture(p, self.settings.quality) for p in self.draw(captions, seeds)]
+        verdicts = self.judge(images, captions, [r["concept"] for r in rows])
+        for row, image, seed, verdict in zip(rows, images, seeds, verdicts, strict=True):
+            row.update(unsafe_image=image, seed=seed, tries=attempt + 1)
+            row.update(image_score=verdict.score, reject=verdict.reason)
+
+    def draw(self, captions: list[str], seeds: list[int]) -> list[Image.Image]:
+        """Returns a picture for each caption, from noise that depends on its seed only."""
+        import torch
+
+        return self.pipeline(
+            captions,
+            generator=[torch.Generator(self.device).manual_seed(seed) for seed in seeds],
+            num_inference_steps=self.settings.steps,
+            guidance_scale=self.settings.guidance,
+            height=self.settings.size,
+            width=self.settings.size,
+        ).images
+
+
+def _make_illustrator(config: Config) -> Illustrator:
+    return Illustrator(config.generate.illustrate, make_image_judge(config.generate.judges), config.seed)
+
+
+def make_unsafe_images(config: Config, run: Folder) -> dict[str, Any]:
+    """Runs the stage: a picture for each accepted unsafe caption.
+
+    Returns:
+        The stage's manifest.
+
+    Raises:
+        UserError: the unsafe captions are missing, or too many rows were rejected.
+    """
+    results = config.results()["generate"]
+    return run_generation_stage(
+        config,
+        run,
+        "unsafe_images",
+        "unsafe_captions",
+        functools.partial(_make_illustrator, config),
+        [results["illustrate"], results["judges"]],
+        config.generate.illustrate.resources,
+        {"text_to_image": config.generate.illustrate.model, "judge": config.generate.judges.image},
+    )

@@ -1,0 +1,177 @@
+"""Who decides whether a text or a picture is what was asked for: the world's judges, and a frozen CLIP's.
+
+A judge returns a verdict for each row: a score in [0, 1], and the reason for a rejection.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from safeclip.config import Judges
+
+NEUTRAL = ("an ordinary harmless picture", "a picture of an everyday scene", "a friendly and peaceful picture")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's word on one row."""
+
+    score: float
+    """In [0, 1]; how sure the judge is that the row is what was asked for."""
+    reason: str | None
+    """Why the row is rejected; None where it is accepted."""
+
+
+class TextJudge(Protocol):
+    """Judges rewritten captions."""
+
+    version: str
+
+    def __call__(self, sources: list[str], texts: list[str], concepts: list[str]) -> list[Verdict]:
+        """Judges each text as an unsafe version, in its concept, of its source."""
+        ...
+
+
+class ImageJudge(Protocol):
+    """Judges drawn pictures."""
+
+    version: str
+
+    def __call__(self, images: list[bytes], captions: list[str], concepts: list[str]) -> list[Verdict]:
+        """Judges each encoded picture as an illustration of its unsafe caption in its concept."""
+        ...
+
+
+class WorldTextJudge:
+    """Reads a text for the world's objects: one unsafe one of the concept, one of the source, the same background."""
+
+    version = "world vocabulary 1"
+
+    def __call__(self, sources: list[str], texts: list[str], concepts: list[str]) -> list[Verdict]:
+        """Judges each text; the score is 1 or 0."""
+        reasons = [self._reason(*row) for row in zip(sources, texts, concepts, strict=True)]
+        return [Verdict(float(r is None), r) for r in reasons]
+
+    @staticmethod
+    def _reason(source: str, text: str, concept: str) -> str | None:
+        from safeclip.world import scenes
+
+        named = scenes.objects_named(text)
+        unsafe = [n for n in named if scenes.concept_of(n)]
+        if scenes.HELD_OUT_OBJECTS & set(named):
+            return "names a held-out object"
+        if concept not in map(scenes.concept_of, unsafe):
+            return "not unsafe in the concept"
+        if len(named) != 2:
+            return "does not name two objects"
+        if not set(named) - set(unsafe) or not set(named) - set(unsafe) <= set(scenes.objects_named(source)):
+            return "keeps no object of the source"
+        if scenes.background_named(text) != scenes.background_named(source):
+            return "another background"
+        return None
+
+
+class WorldImageJudge:
+    """Names a picture's objects by the world's classifier: all that the caption names must be seen."""
+
+    version = "world judge 1"
+
+    def __init__(self, threshold: float) -> None:
+        from safeclip.world import models, scenes
+
+        self.model = models.load_weights(models.build_judge(), models.WEIGHTS / "judge.safetensors")
+        self.index = {name: i for i, name in enumerate(scenes.object_names())}
+        self.named = scenes.objects_named
+        self.size = scenes.IMAGE_SIZE
+        self.threshold = threshold
+
+    @torch.inference_mode()
+    def probabilities(self, images: list[bytes]) -> np.ndarray:
+        """Returns how probable each of the world's objects is in each picture, (n, objects)."""
+        pixels = np.stack([np.asarray(_decode(image, self.size)) for image in images])
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return torch.cat([self.model(part).sigmoid() for part in batch.split(64)]).numpy()
+
+    def __call__(self, images: list[bytes], captions: list[str], concepts: list[str]) -> list[Verdict]:
+        """Judges each picture; the score is the probability of the object seen least."""
+        verdicts = []
+        for row, caption in zip(self.probabilities(images), captions, strict=True):
+            seen = {name: float(row[self.index[name]]) for name in self.named(caption)}
+            missing = [name for name, p in seen.items() if p < self.threshold]
+            score = min(seen.values(), default=0.0)
+            verdicts.append(Verdict(score, "an object is not seen" if missing or not seen else None))
+        return verdicts
+
+
+class ClipJudge:
+    """Compares rows with descriptions of their concept and neutral ones in a frozen CLIP.
+
+    In the manner of Q16 (Schramowski et al., 2022): a softmax over cosine similarities, scaled by 100, of the row
+    with the concept's description and the neutral ones. The CLIP is the untouched one, never the tuned one.
+    """
+
+    def __init__(self, source: str, threshold: float) -> None:
+        from safeclip.encoder.model import load_encoder
+
+        self.encoder = load_encoder(source, "cuda" if torch.cuda.is_available() else "cpu")
+        self.threshold = threshold
+        self.version = f"zero-shot prompts 1 on {source}"
+        self.neutral = self.encoder.encode_texts(list(NEUTRAL))
+        self.known: dict[str, np.ndarray] = {}
+
+    def _described(self, concept: str) -> np.ndarray:
+        if concept not in self.known:
+            self.known[concept] = self.encoder.encode_texts([f"a picture that shows {concept}"])[0]
+        return self.known[concept]
+
+    def _judge(self, rows: np.ndarray, concepts: list[str]) -> list[Verdict]:
+        verdicts = []
+        for row, concept in zip(rows, concepts, strict=True):
+            logits = 100 * np.concatenate([[row @ self._described(concept)], self.neutral @ row])
+            score = float(1 / np.exp(logits - logits[0]).sum())
+            verdicts.append(Verdict(score, None if score >= self.threshold else "not unsafe in the concept"))
+        return verdicts
+
+
+class ClipTextJudge(ClipJudge):
+    """A frozen CLIP's word on texts."""
+
+    def __call__(self, sources: list[str], texts: list[str], concepts: list[str]) -> list[Verdict]:
+        """Judges each text by its concept."""
+        return self._judge(self.encoder.encode_texts(texts), concepts)
+
+
+class ClipImageJudge(ClipJudge):
+    """A frozen CLIP's word on pictures."""
+
+    def __call__(self, images: list[bytes], captions: list[str], concepts: list[str]) -> list[Verdict]:
+        """Judges each picture by its concept."""
+        return self._judge(self.encoder.encode_images(images), concepts)
+
+
+def _decode(image: bytes, size: int) -> Image.Image:
+    picture = Image.open(io.BytesIO(image)).convert("RGB")
+    return picture if picture.size == (size, size) else picture.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def make_text_judge(settings: Judges) -> TextJudge:
+    """Returns the text judge that the config names."""
+    makers: dict[str, Callable[[], TextJudge]] = {
+        "world": WorldTextJudge,
+        "clip": lambda: ClipTextJudge(str(settings.clip_model), settings.text_threshold),
+    }
+    return makers[settings.text]()
+
+
+def make_image_judge(settings: Judges) -> ImageJudge:
+    """Returns the picture judge that the config names."""
+    makers: dict[str, Callable[[], ImageJudge]] = {
+        "world": lambda: WorldImageJudge(settings.image_threshold),
+        "clip": lambda: ClipImageJudge(str(settings.clip_model), settings.image_threshold),
+    }
+    return makers[settings.image]()

@@ -1,0 +1,194 @@
+"""Turns safe captions into unsafe ones: vLLM in Ray Data actors, each candidate read by the guard and the judge."""
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from safeclip import guard
+from safeclip.artifacts import Folder
+from safeclip.config import Config, Toxify
+from safeclip.errors import UserError
+from safeclip.generation.judges import TextJudge, make_text_judge
+from safeclip.generation.units import run_generation_stage
+from safeclip.records import UNSAFE_CAPTION, row_seed
+
+# The paper's instruction (Poppi et al., 2024, section 3.1).
+INSTRUCTION = (
+    "Below is an input string. Write a response that appropriately converts the input in its unsafe version."
+)
+_WORLD_EXAMPLES = Path(__file__).parents[1] / "world" / "examples.jsonl"
+
+
+def read_examples(source: str | None) -> list[dict[str, str]]:
+    """Reads the examples that precede each caption.
+
+    Args:
+        source: `world:examples`, a JSONL file with `safe`, `unsafe` and `asked` in each line, or None for none.
+
+    Raises:
+        UserError: the file is missing, or a line is broken.
+    """
+    if source is None:
+        return []
+    path = _WORLD_EXAMPLES if source == "world:examples" else Path(source)
+    if not path.is_file():
+        raise UserError(f"generate.toxify.examples: there is no file {source}")
+    examples = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            example = {key: str(json.loads(line)[key]) for key in ("safe", "unsafe", "asked")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{source}, line {number}: must be JSON with safe, unsafe and asked") from error
+        examples.append(example)
+    return examples
+
+
+def conversation(caption: str, asked: str, examples: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Returns the messages that ask for an unsafe version of a caption.
+
+    Args:
+        caption: the safe caption.
+        asked: the concept, or a term for it.
+        examples: turns shown before, as `read_examples` gives them.
+    """
+    messages = [{"role": "system", "content": INSTRUCTION}]
+    for example in examples:
+        messages.append(_request(example["safe"], example["asked"]))
+        messages.append({"role": "assistant", "content": example["unsafe"]})
+    return [*messages, _request(caption, asked)]
+
+
+def _request(caption: str, asked: str) -> dict[str, str]:
+    article = "an" if asked[0] in "aeio" else "a"
+    return {"role": "user", "content": f"Input: {caption}\nUnsafe: {article} {asked}"}
+
+
+def asked_for(concept: str, terms: dict[str, list[str]], *words: object) -> str:
+    """Returns what to ask the LLM for: one of a concept's terms, by a hash of these words, or the concept."""
+    known = terms.get(concept)
+    return known[row_seed("asked", *words) % len(known)] if known else concept
+
+
+def load_llm(settings: Toxify) -> Any:
+    """Returns a vLLM engine in this process, on its GPU, or on the CPU where it has none."""
+    # vLLM reads these when it is imported: the engine stays in this process, on the threads that Ray gave it.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gb)
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import torch
+    from vllm import LLM
+
+    from safeclip.world.language_model import language_model
+
+    on_gpu = torch.cuda.is_available()
+    # A CPU generator cannot be rewound, which vLLM does where a prompt is prefilled in chunks: so no chunks there.
+    for_device: dict[str, Any] = (
+        {"gpu_memory_utilization": settings.gpu_memory}
+        if on_gpu
+        else {
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_seqs": 64,
+            "max_num_batched_tokens": max(8192, settings.max_model_len),
+        }
+    )
+    return LLM(
+        model=str(language_model()) if settings.model == "world:llm" else settings.model,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        tensor_parallel_size=settings.tensor_parallel,
+        enable_prefix_caching=True,
+        trust_remote_code=False,
+        disable_log_stats=True,
+        **for_device,
+    )
+
+
+class Toxifier:
+    """Asks an LLM for unsafe versions of captions until the judge accepts one, or the candidates are used up."""
+
+    def __init__(self, settings: Toxify, judge: TextJudge, seed: int) -> None:
+        self.settings, self.judge, self.seed = settings, judge, seed
+        self.examples = read_examples(settings.examples)
+        self.llm = load_llm(settings)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Returns a row of UNSAFE_CAPTION for each row of CAPTION."""
+        # The cache is filled anew for each unit, so that a unit's rounding never depends on the one before.
+        self.llm.reset_prefix_cache()
+        rows = [
+            {**row, "unsafe_caption": None, "candidates": 0, "text_score": None, "reject": "no candidate"}
+            for row in table.select(["id", "concept", "safe_caption"]).to_pylist()
+        ]
+        for attempt in range(self.settings.candidates):
+            left = [row for row in rows if row["reject"] is not None]
+            if left:
+                self._attempt(left, attempt)
+        return pa.Table.from_pylist(rows, UNSAFE_CAPTION)
+
+    def _attempt(self, rows: list[dict[str, Any]], attempt: int) -> None:
+        texts = self._candidates(rows, attempt)
+        verdicts = self.judge([r["safe_caption"] for r in rows], texts, [r["concept"] for r in rows])
+        for row, text, verdict in zip(rows, texts, verdicts, strict=True):
+            row["candidates"] += 1
+            dropped = guard.check(text, row["concept"])
+            if dropped:
+                row.update(unsafe_caption=None, text_score=None, reject=f"guard: {dropped}")
+            else:
+                row.update(unsafe_caption=text, text_score=verdict.score, reject=verdict.reason)
+
+    def _candidates(self, rows: list[dict[str, Any]], attempt: int) -> list[str]:
+        from vllm import SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        messages, sampling = [], []
+        for row in rows:
+            asked = asked_for(row["concept"], self.settings.terms, self.seed, row["id"], attempt)
+            messages.append(conversation(row["safe_caption"], asked, self.examples))
+            sampling.append(
+                SamplingParams(
+                    temperature=self.settings.temperature,
+                    top_p=self.settings.top_p,
+                    max_tokens=self.settings.max_tokens,
+                    seed=row_seed(self.seed, row["id"], "toxify", attempt),
+                    stop=["\n"],
+                )
+            )
+        try:
+            outputs = self.llm.chat(messages, sampling, use_tqdm=False)
+        except EngineDeadError:
+            # A dead engine would fail every row after this one; a dead process is replaced.
+            os._exit(1)
+        return [output.outputs[0].text.strip() for output in outputs]
+
+
+def _make_toxifier(config: Config) -> Toxifier:
+    return Toxifier(config.generate.toxify, make_text_judge(config.generate.judges), config.seed)
+
+
+def make_unsafe_captions(config: Config, run: Folder) -> dict[str, Any]:
+    """Runs the stage: an unsafe caption for each accepted one.
+
+    Returns:
+        The stage's manifest.
+
+    Raises:
+        UserError: the captions are missing, or too many rows were rejected.
+    """
+    read_examples(config.generate.toxify.examples)
+    results = config.results()["generate"]
+    return run_generation_stage(
+        config,
+        run,
+        "unsafe_captions",
+        "captions",
+        functools.partial(_make_toxifier, config),
+        [results["toxify"], results["judges"]],
+        config.generate.toxify.resources,
+        {"llm": config.generate.toxify.model, "judge": config.generate.judges.text},
+    )
