@@ -1,0 +1,1 @@
+"""The encoder: loading, adapters, the objectives, training on Ray and the exports."""

@@ -1,0 +1,173 @@
+"""The encoder, any open_clip CLIP: where it is loaded from, and embeddings of texts and encoded pictures.
+
+The preprocessing of pictures comes in two halves: `resize_image` gives uint8 pixels, which are small enough to keep,
+and `normalize_pixels` makes of them what the image tower takes.
+"""
+
+import copy
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torchvision.transforms import Compose
+
+from safeclip.errors import UserError
+
+ENCODE_BATCH = 128  # rows that pass through a tower at once
+
+
+def decode_image(data: bytes, name: str = "picture") -> Image.Image:
+    """Returns an encoded picture (WebP, JPEG, PNG) as RGB.
+
+    Raises:
+        UserError: the bytes are no picture, or a broken one; the message starts with `name`.
+    """
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UserError(f"{name} does not decode as an image ({reason})") from error
+
+
+def trim_tokens(tokens: torch.Tensor) -> torch.Tensor:
+    """Returns tokens (B, L) without the columns that are padding in every row; padding is zero."""
+    return tokens[:, : max(1, int((tokens != 0).sum(1).max()))] if len(tokens) else tokens
+
+
+def encode_tokens(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Returns text embeddings (B, d) of unit length.
+
+    A causal tower that pools at the end token gives the same embedding without the padding behind it, so the padding
+    that all rows share is cut off first; any other tower sees all tokens.
+    """
+    if not _is_causal(model):
+        return model.encode_text(tokens, normalize=True)
+    tokens = trim_tokens(tokens)
+    length = tokens.shape[1]
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
+    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length].to(x.dtype))
+    pooled = model.ln_final(x)[torch.arange(len(x), device=x.device), tokens.argmax(1)]
+    projection = model.text_projection
+    projected = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
+    return F.normalize(projected, dim=-1)
+
+
+def _is_causal(model: Any) -> bool:
+    causal = isinstance(model, open_clip.CLIP) and model.attn_mask is not None
+    return causal and model.text_pool_type == "argmax" and model.text_projection is not None
+
+
+@dataclass
+class Encoder:
+    """A CLIP in evaluation mode, with what belongs to it."""
+
+    model: torch.nn.Module
+    """The `open_clip.CLIP`."""
+    tokenizer: Callable[[list[str]], torch.Tensor]
+    """Texts to tokens (n, L), int64, padded with zeros."""
+    preprocess: Compose
+    """A picture to float32 pixels (3, H, W), resized and normalised."""
+    config: dict[str, Any]
+    """open_clip's `model_cfg` and `preprocess_cfg`, from which the same encoder can be built."""
+    device: str = "cpu"
+
+    def resize_image(self, image: Image.Image) -> np.ndarray:
+        """Returns a picture at the encoder's size: uint8 of shape (3, H, W)."""
+        for transform in self.preprocess.transforms[:-2]:  # all but "to a tensor" and "normalise"
+            image = transform(image)
+        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+    def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns uint8 pixels (B, 3, H, W) as the image tower takes them, float32."""
+        config = self.config["preprocess_cfg"]
+        mean, std = (torch.tensor(config[k], device=pixels.device).view(1, 3, 1, 1) for k in ("mean", "std"))
+        return (pixels.float() / 255 - mean) / std
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns text embeddings (n, d), float32 of unit length."""
+        parts = []
+        for start in range(0, len(texts), ENCODE_BATCH):
+            tokens = self.tokenizer(list(texts[start : start + ENCODE_BATCH])).to(self.device)
+            parts.append(encode_tokens(self.model, tokens).float().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[bytes]) -> np.ndarray:
+        """Returns embeddings (n, d) of encoded pictures, float32 of unit length.
+
+        Raises:
+            UserError: a picture does not decode; the message tells which.
+        """
+        parts = []
+        for start in range(0, len(images), ENCODE_BATCH):
+            some = enumerate(images[start : start + ENCODE_BATCH], start)
+            decoded = [decode_image(data, f"picture {i + 1} of {len(images)}") for i, data in some]
+            pixels = torch.from_numpy(np.stack([self.resize_image(image) for image in decoded])).to(self.device)
+            embedded = self.model.encode_image(self.normalize_pixels(pixels), normalize=True)
+            parts.append(embedded.float().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
+
+    @property
+    def width(self) -> int:
+        """The embeddings' size, d."""
+        return int(self.config["model_cfg"]["embed_dim"])
+
+
+def load_encoder(source: str, device: str = "cpu") -> Encoder:
+    """Loads an encoder.
+
+    Args:
+        source: `world:encoder`, a folder that open_clip loads, `hf-hub:<name>` or `<architecture>/<pretrained>`.
+        device: where the model is put.
+
+    Raises:
+        UserError: there is no such folder, name, architecture or set of weights.
+    """
+    name, pretrained, quick_gelu = _resolve(source)
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, force_quick_gelu=quick_gelu, device=device, require_pretrained=True
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+        model_cfg = copy.deepcopy(open_clip.get_model_config(name))
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"encoder {source!r} cannot be loaded: {reason}") from error
+    if quick_gelu:
+        model_cfg["quick_gelu"] = True
+    preprocess_cfg = dict(model.visual.preprocess_cfg)
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+    return Encoder(model.eval().requires_grad_(False), tokenizer, preprocess, config, device)
+
+
+def _resolve(source: str) -> tuple[str, str | None, bool]:
+    """Returns open_clip's model name, the pretrained tag, and whether the tag's weights want QuickGELU."""
+    if source == "world:encoder":
+        from safeclip.world.models import WEIGHTS
+
+        return f"local-dir:{WEIGHTS / 'encoder'}", None, False
+    if source.startswith("hf-hub:"):
+        return source, None, False
+    if Path(source).is_dir():
+        if not (Path(source) / "open_clip_config.json").is_file():
+            raise UserError(f"encoder {source!r}: the folder holds no open_clip_config.json")
+        return f"local-dir:{source}", None, False
+    architecture, slash, tag = source.rpartition("/")
+    if slash and architecture in open_clip.list_models():
+        known = open_clip.list_pretrained_tags_by_model(architecture)
+        if tag not in known:
+            some = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
+            raise UserError(f"encoder {source!r}: {architecture} has no weights {tag!r}; there are {some}")
+        return architecture, tag, bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu"))
+    raise UserError(
+        f"encoder {source!r}: neither a folder nor a known name; "
+        "give world:encoder, a folder, hf-hub:<name> or <architecture>/<pretrained>, such as ViT-L-14/openai"
+    )
