@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from safeclip.evaluation.intervals import bootstrap_means, interval, with_intervals
+
+
+def test_interval_covers_the_truth_about_95_times_in_100():
+    random = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        lower, upper = interval(bootstrap_means(random.random((200, 1)) < 0.3, 200, trial))[0]
+        covered += lower <= 0.3 <= upper
+    assert 180 <= covered <= 199
+
+
+def test_interval_is_as_wide_as_theory_says():
+    values = np.arange(400)[:, None] < 100
+    lower, upper = interval(bootstrap_means(values, 4000, 0))[0]
+    assert upper - lower == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 400), rel=0.1)
+
+
+def test_equal_rows_are_drawn_for_measures_of_equal_length():
+    ones = np.random.default_rng(0).random((50, 1))
+    both = bootstrap_means(np.hstack([ones, 2 * ones]), 20, 5)
+    assert np.allclose(2 * both[:, 0], both[:, 1])
+    assert np.allclose(bootstrap_means(ones, 20, 5)[:, 0], both[:, 0])
+    assert not np.allclose(bootstrap_means(ones, 20, 6)[:, 0], both[:, 0])
+
+
+def test_figures_name_mean_interval_and_number():
+    found = with_intervals({"r@1": np.array([True, False, True, True]), "sure": np.ones(4)}, 500, 0)
+    assert found["r@1"] == 0.75
+    assert 0 <= found["r@1_ci"][0] < 0.75 < found["r@1_ci"][1] <= 1
+    assert found["sure_ci"] == [1, 1]
+    assert found["n"] == 4
+
+
+def test_nothing_has_no_interval():
+    with pytest.raises(ValueError, match="nothing to resample"):
+        bootstrap_means(np.empty((0, 1)), 10, 0)
