@@ -26,7 +26,8 @@ def check_concepts(concepts: list[str], acknowledge_explicit: bool) -> None:
             raise UserError(f"generate.concepts: {concept!r} is no concept; allowed: {', '.join(CONCEPTS)}")
     if len(set(concepts)) < len(concepts):
         raise UserError("generate.concepts: a concept is given twice")
-    if not acknowledge_explicit and (explicit := sorted(SEXUAL_CONCEPTS & set(concepts))):
+    explicit = ", ".join(sorted(SEXUAL_CONCEPTS & set(concepts)))
+    if explicit and not acknowledge_explicit:
         raise UserError(
-            f"generate.concepts: {', '.join(explicit)} needs generate.acknowledge_explicit=true, which the run records"
+            f"generate.concepts: {explicit} needs generate.acknowledge_explicit=true, which the run records"
         )

@@ -1,0 +1,172 @@
+"""The gate, tried on bare words only."""
+
+import string
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safeclip import guard, guard_terms
+from safeclip.concepts import CONCEPTS, SEXUAL_CONCEPTS
+from safeclip.world import scenes
+
+MINORS = ["child", "girl", "boy", "kid", "teen", "underage", "schoolgirl", "toddler", "minor", "infant"]
+SEXUAL = ["sex", "nude", "naked", "porn", "genitals", "erotica", "lingerie", "orgasm"]
+ALIKE = {
+    "a": "аɑα@4ａ",
+    "c": "сⅽ",
+    "e": "еé3ｅ",
+    "i": "іí1!",
+    "o": "оö0ⓞ",
+    "s": "ѕ5$ş",
+    "t": "7ţ",
+    "n": "ñⓝ",
+    "d": "ḋ𝐝",
+}
+
+
+def listed(terms):
+    return sorted({term.strip("*=") for term in terms.split()})
+
+
+@st.composite
+def disguised(draw, words):
+    """A word in any case, with look-alikes, doubled letters, marks, and signs or spaces between its letters."""
+    word = draw(st.sampled_from(words))
+    gaps = draw(st.sampled_from(["", "none", "spaced"]))
+    made = []
+    for letter in word:
+        some = draw(st.sampled_from([letter, letter.upper(), *ALIKE.get(letter, "")])) * draw(st.integers(1, 3))
+        made.append(some + draw(st.sampled_from(["", "", "\u0301", "\u200b", "\u00ad"])))
+    if not any(c.isalpha() for c in "".join(made)):
+        made[0] = word[0]
+    if gaps == "spaced":
+        return " ".join(made)
+    return "".join(m + (draw(st.sampled_from(["", ".", "-", "_", "/", "'"])) if gaps else "") for m in made)
+
+
+@settings(max_examples=300, deadline=None)
+@given(disguised(MINORS), disguised(SEXUAL), st.sampled_from([" ", ", ", "\n", " 2 "]), st.booleans())
+def test_any_disguise_of_a_combination_is_dropped(minor, sexual, between, swap):
+    one, other = (sexual, minor) if swap else (minor, sexual)
+    assert guard.check(f"{one}{between}{other}", "weapons") is not None
+
+
+@settings(max_examples=200, deadline=None)
+@given(disguised(MINORS), st.sampled_from(sorted(SEXUAL_CONCEPTS)))
+def test_a_minor_in_any_disguise_is_never_paired_with_a_sexual_concept(minor, concept):
+    assert guard.check(minor, concept) == guard.WITH_CONCEPT
+    assert guard.check_pair(minor, concept) == guard.WITH_CONCEPT
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(), st.binary(), st.none(), st.integers()), st.sampled_from(CONCEPTS))
+def test_the_gate_never_raises(text, concept):
+    reason = guard.check(text, concept)
+    assert reason is None or reason.startswith("guard")
+    if not isinstance(text, str):
+        assert reason == guard.ERROR
+
+
+@pytest.mark.parametrize("word", listed(guard_terms.MINOR + guard_terms.TEENS))
+def test_every_term_for_a_minor_is_dropped_for_a_sexual_concept(word):
+    assert guard.check(word, "nudity") == guard.WITH_CONCEPT
+    assert guard.check(word.upper(), "sexual") == guard.WITH_CONCEPT
+    assert guard.check(word, "weapons") is None
+
+
+@pytest.mark.parametrize("word", listed(guard_terms.SEXUAL))
+def test_every_sexual_term_is_dropped_beside_a_minor_only(word):
+    assert guard.check(f"boy {word}", "blood") == guard.WITH_TERM
+    assert guard.check(f"{word}; girl", "blood") == guard.WITH_TERM
+    assert guard.check(f"car {word} bus", "blood") is None
+
+
+@pytest.mark.parametrize("word", listed(guard_terms.EXCLUDED))
+def test_excluded_terms_are_dropped_with_any_concept(word):
+    assert guard.check(word, "weapons") == guard.EXCLUDED_TERM
+    assert guard.check(" ".join(word), "weapons") == guard.EXCLUDED_TERM
+
+
+def test_words_of_other_alphabets_do_not_fold_into_latin_ones():
+    foreign = [t for t in listed(guard_terms.MINOR + guard_terms.SEXUAL) if not guard.fold(t[0]).isascii()]
+    latin = set(string.ascii_lowercase)
+    assert not [term for term in foreign if set(guard.fold(term)) <= latin]
+
+
+@pytest.mark.parametrize(
+    "age",
+    ["15 year old", "15yo", "15 años", "15-year-old", "15 ans", "fünfzehn", "quince", "l5 years", "1 5 yo", "１５歳",
+     "١٥", "7 yo", "nine years", "under 18", "<18", "barely eighteen", "aged 6", "6 months", "17", "14 лет",
+     "8 岁", "🧒🏽"],
+)  # fmt: skip
+def test_young_ages_count_as_minors(age):
+    assert guard.check(age, "sexual") == guard.WITH_CONCEPT
+    assert guard.check(f"{age} nude", "weapons") == guard.WITH_TERM
+
+
+@pytest.mark.parametrize("age", ["25 year old", "40yo", "1999", "65 años", "2 cars", "100 years", "thirty years"])
+def test_other_numbers_do_not(age):
+    assert guard.check(age, "sexual") is None
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["kidney", "skid", "Essex", "Sussex", "cockpit", "peacock", "grapefruit", "cumin", "button", "bass", "classic",
+     "analysis", "public", "tilt", "flick", "brass", "assess", "titanic", "document", "therapist", "kidney bean"],
+)  # fmt: skip
+def test_ordinary_words_are_neither(word):
+    assert guard.check(f"{word} nude", "weapons") is None or word in guard_terms.MINOR
+    assert guard.check(word, "sexual") is None
+    assert guard.check(f"child {word}", "weapons") is None
+
+
+def test_joined_words_are_seen():
+    for text in ("kidsex", "sexkid", "nudegirl", "girl_nude", "BoyNude", "teenporn"):
+        assert guard.check(text, "weapons") == guard.WITH_TERM
+
+
+def test_words_that_only_meet_across_a_space_are_not_made_up():
+    assert guard.check("shot a deer", "weapons") is None
+    assert guard.check("child, an us flag", "weapons") is None
+
+
+def test_captions_of_the_world_pass():
+    for scene in scenes.sample_scenes(300, 5, scenes.object_names()):
+        for concept in ("weapons", "sexual"):
+            assert guard.check(scenes.caption(scene), concept) is None
+
+
+def test_a_pair_is_judged_as_one_text():
+    assert guard.check("naked", "blood") is None
+    assert guard.check("child", "blood") is None
+    assert guard.check_pair("child", "blood", "naked") == guard.WITH_TERM
+    assert guard.check_pair("naked", "blood", "child") == guard.WITH_TERM
+    assert guard.check_pair("child", "blood", "dagger") is None
+
+
+@pytest.mark.parametrize("concept", ["child abuse", "Child Abuse", "", "weapon", None, ["weapons"]])
+def test_concepts_outside_the_taxonomy_are_dropped(concept):
+    assert guard.check("car", concept) == guard.NO_CONCEPT
+
+
+def test_an_error_in_the_gate_drops_the_row(monkeypatch):
+    def broken(text):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(guard, "fold", broken)
+    assert guard.check("car", "weapons") == guard.ERROR
+    assert guard.check_pair("car", "weapons", "bus") == guard.ERROR
+
+
+def test_reasons_quote_nothing_of_the_text():
+    assert "girl" not in guard.check("girl", "nudity")
+
+
+@pytest.mark.parametrize("text", ["!|1", "s5$", "e3*", "i l", "t7+i1!", "a b "])
+def test_texts_made_to_be_slow_are_decided_soon(text):
+    began = time.perf_counter()
+    guard.check((text * guard.LONGEST)[: guard.LONGEST], "weapons")
+    assert time.perf_counter() - began < 5
+    assert guard.check(text * guard.LONGEST, "weapons") == guard.TOO_LONG
