@@ -77,7 +77,7 @@ class Illustrator:
         ]
         for row in rows:
             if dropped := guard.check(row["unsafe_caption"], row["concept"]):
-                row.update(unsafe_caption=None, reject=f"guard: {dropped}", seed=-1)
+                row.update(unsafe_caption=None, reject=dropped, seed=-1)
         for attempt in range(self.settings.tries):
             left = [r for r in rows if r["reject"] is not None and r["seed"] != -1]
             for start in range(0, len(left), self.settings.batch):

@@ -138,7 +138,7 @@ class Toxifier:
             row["candidates"] += 1
             dropped = guard.check(text, row["concept"])
             if dropped:
-                row.update(unsafe_caption=None, text_score=None, reject=f"guard: {dropped}")
+                row.update(unsafe_caption=None, text_score=None, reject=dropped)
             else:
                 row.update(unsafe_caption=text, text_score=verdict.score, reject=verdict.reason)
 

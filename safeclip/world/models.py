@@ -10,13 +10,19 @@ from typing import Any
 
 import open_clip
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 from timm.models.resnet import BasicBlock, ResNet
 
 from safeclip.world.scenes import IMAGE_SIZE, object_names
 
 WEIGHTS = Path(__file__).parent / "weights"
+LATENT_SCALE = 1.0  # one over the latents' standard deviation; safeclip.world.train prints it with the autoencoder
 CONTEXT_LENGTH = 32  # tokens; the longest caption of the grammar has 21
 
 ENCODER_CONFIG: dict[str, Any] = {
@@ -68,7 +74,7 @@ def build_judge() -> ResNet:
 def build_vae() -> AutoencoderTiny:
     """Returns the generator's autoencoder: 3×64×64 pixels to 16×8×8 latents and back.
 
-    The one without normalisation layers (TAESD): on a CPU it costs a fifth of AutoencoderKL and learns colours sooner.
+    The kind without normalisation layers (TAESD): on a CPU it costs a fifth of AutoencoderKL, and learns colours.
     """
     return AutoencoderTiny(
         latent_channels=16,
@@ -91,6 +97,35 @@ def build_unet() -> UNet2DConditionModel:
         layers_per_block=1,
         cross_attention_dim=ENCODER_CONFIG["model_cfg"]["text_cfg"]["width"],
         attention_head_dim=4,
+    )
+
+
+def noise_scheduler() -> DPMSolverMultistepScheduler:
+    """Returns the generator's noise schedule: cosine, predicting v (Salimans & Ho, 2022), for few steps."""
+    return DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+
+
+def build_generator(clip: open_clip.CLIP | None = None) -> StableDiffusionPipeline:
+    """Returns the world's text-to-image pipeline with its trained weights.
+
+    Args:
+        clip: the encoder whose text tower conditions it; the world's own unless given.
+    """
+    from safeclip.encoder.export import clip_tokenizer, to_text_encoder
+
+    if clip is None:
+        clip = load_weights(build_encoder(), WEIGHTS / "encoder" / "open_clip_model.safetensors")
+    vae = load_weights(build_vae(), WEIGHTS / "vae.safetensors")
+    vae.register_to_config(scaling_factor=LATENT_SCALE)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=to_text_encoder(clip),
+        tokenizer=clip_tokenizer(CONTEXT_LENGTH),
+        unet=load_weights(build_unet(), WEIGHTS / "unet.safetensors"),
+        scheduler=noise_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 

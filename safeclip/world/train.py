@@ -138,13 +138,6 @@ def make_vae_loss() -> Callable:
     return loss
 
 
-def noise_scheduler() -> object:
-    """The generator's noise schedule, as the pipeline samples it: cosine, predicting v, few steps suffice."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    return DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-
-
 @torch.no_grad()
 def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """What the pipeline's text encoder gives: the text tower's last hidden states, (B, 32, width)."""
@@ -157,7 +150,7 @@ def make_unet_loss() -> Callable:
     encoder = models.load_weights(models.build_encoder(), models.WEIGHTS / "encoder" / "open_clip_model.safetensors")
     vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
     scale = latent_scale(vae)
-    alphas = noise_scheduler().alphas_cumprod
+    alphas = models.noise_scheduler().alphas_cumprod
     nothing = pipeline_tokens(open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)([""]))
 
     def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:

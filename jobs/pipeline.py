@@ -1,0 +1,35 @@
+"""Runs everything in order: quadruplets, fine-tuning, report. With the embedded profile this is `make demo`.
+
+  python -m jobs.pipeline                     the embedded world, from captions to a report
+  python -m jobs.pipeline --profile full      the paper's sizes, on a cluster with GPUs
+
+A stage that is complete is skipped; one that was cut off goes on where it was.
+"""
+
+import sys
+import time
+
+from safeclip.encoder.train import train_encoder
+
+from jobs.command import config_of, parser, ray_session, run_main
+from jobs.evaluate import evaluate_run
+from jobs.generate import generate
+from safeclip.artifacts import open_run
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line and runs every stage."""
+    options = parser(__doc__).parse_args(arguments)
+    config = config_of(options)
+    began = time.monotonic()
+    run = open_run(config, options.replace)
+    with ray_session(config):
+        generate(config, run)
+        train_encoder(config, run)
+        evaluate_run(config, run)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    print(f"done in {minutes} min {seconds} s")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
