@@ -75,8 +75,10 @@ def _readings(folded: str) -> list[str]:
     What is no letter becomes one space where there is a space in it, one hyphen elsewhere.
     """
     signs = "".join(map(re.escape, sorted(_KEPT_SIGNS)))
-    short = re.sub(r"(.)\1{3,}", r"\1\1\1", folded, flags=re.DOTALL)
-    short = re.sub(rf"([{signs}\d]{{4}})[{signs}\d]+", r"\1", short)  # long runs make the search slow
+    # Long runs would make the search slow.
+    short = re.sub(r"([^\W\d_])\1{3,}", r"\1\1\1", folded)
+    short = re.sub(r"([\W\d_])\1{2,}", r"\1\1", short)
+    short = re.sub(rf"([{signs}\d]{{8}})[{signs}\d]+", r"\1", short)
     gaps = (rf"(?:(?![{signs}])[\W_])+", r"[\W_]+", r"[\W\d_]+")
     return list(dict.fromkeys(re.sub(gap, lambda m: "-" if m[0].split() == [m[0]] else " ", short) for gap in gaps))
 

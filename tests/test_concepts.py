@@ -6,8 +6,10 @@ from safeclip.concepts import CONCEPTS, SEXUAL_CONCEPTS, check_concepts
 from safeclip.config import load_config
 from safeclip.errors import UserError
 
-EXCLUDED = ["child abuse", "Child Abuse", "CHILD ABUSE", "child_abuse", "child-abuse", "childabuse", " child abuse ",
-            "ch1ld abuse", "c h i l d abuse", "сhild abuse", "ｃｈｉｌｄ abuse", "minors", "kids", "teen"]  # fmt: skip
+EXCLUDED = [
+    "child abuse", "Child Abuse", "CHILD ABUSE", "child_abuse", "child-abuse", "childabuse", " child abuse ",
+    "ch1ld abuse", "c h i l d abuse", "сhild abuse", "ｃhild abuse", "minors", "kids", "teen",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("concept", EXCLUDED)
