@@ -2,13 +2,32 @@
 
 import argparse
 import contextlib
+import io
 import os
+import re
+import signal
+import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from safeclip.config import Config, load_config
 from safeclip.errors import UserError
+
+_ALWAYS = {
+    "OMP_NUM_THREADS": "1",  # an actor reserves one CPU, and last digits depend on the number of threads
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # workers import for long on a busy machine
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # takes lines that differ in their numbers, such as those of training steps, for the same
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's default from its next release on; else it warns
+}
+# For a Ray started here: everything listens on 127.0.0.1 only, so it needs no tokens.
+_LOCAL = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_QUIET = {"RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal", "VLLM_LOGGING_LEVEL": "ERROR"}
+_CONNECT_SECONDS = 5.0
+_debug = False
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -19,70 +38,178 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--run", metavar="NAME", help="the run, and its folder's name; resumed if it is there")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting")
     made.add_argument("--replace", action="store_true", help="make again what other settings touch in this run")
-    made.add_argument("--debug", action="store_true", help="show tracebacks")
+    made.add_argument("--debug", action="store_true", help="show tracebacks, and what Ray and its workers log")
     return made
 
 
 def config_of(options: argparse.Namespace) -> Config:
-    """Returns the config that the command line asks for."""
-    return load_config(options.config, options.profile, options.set, options.run)
+    """Returns the config that the command line asks for.
+
+    A job that joins a cluster may run in a copy of the repository that the cluster deletes afterwards. A relative
+    `storage` is then taken from `SAFECLIP_HOME`, which `cluster/local.sh` sets to the repository, and made absolute.
+    """
+    config = load_config(options.config, options.profile, options.set, options.run)
+    home = os.environ.get("SAFECLIP_HOME") or (os.getcwd() if _address(config) else None)
+    if home is None or "://" in config.storage:
+        return config
+    return config.model_copy(update={"storage": os.path.join(home, config.storage)})
+
+
+def _address(config: Config) -> str | None:
+    """Returns the address of the cluster to join, None where Ray is to be started on this machine."""
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
 
 
 @contextlib.contextmanager
 def ray_session(config: Config) -> Iterator[None]:
-    """Joins the cluster that the config or the environment names, or starts Ray on this machine for the while."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
+    """Joins the cluster that the config or the environment names, or starts Ray on this machine for the while.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    address = _address(config)
+    for name, value in {**_ALWAYS, **({} if address else _LOCAL), **({} if _debug else _QUIET)}.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    local = {"num_cpus": config.ray.num_cpus, "object_store_memory": config.ray.object_store_mb * 2**20}
+    if not _debug:
+        _show_only_prints()
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=True,
-            logging_level="warning",
-            **({} if address else {**local, "include_dashboard": False}),
-        )
-    except (ConnectionError, TimeoutError) as error:
-        raise UserError(f"ray.address: no cluster answers at {address}: {error}") from error
-    try:
+        with contextlib.nullcontext() if _debug else _silence():
+            _connect(config, address)
+        _catch_signals()  # ray.init puts its own handler of SIGTERM in place
         yield
+    except SystemExit as error:  # how Ray ends the process on a signal, at whatever exit code
+        raise KeyboardInterrupt from error
     finally:
         ray.shutdown()
 
 
+def _connect(config: Config, address: str | None) -> None:
+    import ray
+
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=config.ray.num_cpus,
+            object_store_memory=config.ray.object_store_mb * 2**20,
+            include_dashboard=False,
+            logging_level="info" if _debug else "error",
+        )
+        return
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"ray.address: {address} is a job server; send it the command by "
+            f"`ray job submit --address {address} --working-dir . -- python -m …`, or give the cluster's host:port"
+        )
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon and port.isdigit() and "://" not in address:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        ray.init(address=address, logging_level="info" if _debug else "error")
+    except (ConnectionError, TimeoutError, OSError) as error:
+        raise UserError(f"ray.address: no cluster answers at {address} ({_headline(error)})") from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Drops what is written to stderr meanwhile: Ray's core says there, and only there, that it logs nothing more."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _show_only_prints() -> None:
+    """Lets through what workers print, and keeps what they and Ray log in the session's log files.
+
+    Ray forwards both, with tracebacks that the driver gets anyway, and offers a switch for all or nothing.
+    """
+    from ray._private import worker
+
+    forward = worker.print_to_stdstream
+
+    def forward_prints(data: dict[str, Any], ignore_prefix: bool) -> None:
+        if not data["is_err"] and data.get("pid") != "raylet":
+            forward(data, ignore_prefix=True)
+
+    worker.print_to_stdstream = forward_prints
+
+
+def _catch_signals() -> None:
+    """Makes SIGINT and SIGTERM raise KeyboardInterrupt in the main thread, and a second one end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda *_: os._exit(130))
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, interrupt)
+
+
 def cause_of(error: BaseException) -> UserError | None:
     """Returns the user's error within what Ray wrapped around it, None where there is none."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
-    return None
+    found, texts = [error], []
+    for each in found:  # grows while it is read
+        if isinstance(each, UserError) and getattr(each, "cause", None) is None:
+            return each
+        texts.append(str(each))
+        within = [getattr(each, "cause", None), getattr(each, "controller_failure", None), each.__cause__]
+        within += (getattr(each, "worker_failures", None) or {}).values()
+        within += [] if each.__suppress_context__ else [each.__context__]
+        found += [e for e in within if isinstance(e, BaseException) and not any(e is f for f in found)]
+    # Ray Data, and actors that fail when they are made, keep the text of the error only.
+    name = f"{UserError.__module__}.{UserError.__qualname__}"
+    told = [line for text in texts for line in re.findall(rf"^{re.escape(name)}: (.+)$", text, re.MULTILINE)]
+    return UserError(told[-1]) if told else None
+
+
+def _headline(error: BaseException) -> str:
+    """Returns an unexpected error in one line; of a traceback in its text, what it ends with."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ends = [line for line in str(error).splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
+    if "Traceback (most recent call last)" in str(error) and ends:
+        return ends[-1]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def run_main(job: Callable[[list[str] | None], None], arguments: list[str] | None = None) -> int:
     """Calls a job's main function and returns its exit code; errors become one line.
 
     Returns:
-        0 when all went well, 1 for an error, 2 for a wrong command line, 130 for Ctrl-C.
+        0 when all went well, 1 for an error, 2 for a wrong command line, 130 for Ctrl-C and SIGTERM.
     """
-    debug = "--debug" in (sys.argv if arguments is None else arguments)
+    global _debug
+    _debug = "--debug" in (sys.argv if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress is seen in a pipe and in a log file, too
+    _catch_signals()
     try:
         job(arguments)
     except KeyboardInterrupt:
+        if _debug:
+            traceback.print_exc()
         print("interrupted; what was complete stays, and the same command goes on from there", file=sys.stderr)
         return 130
+    except SystemExit as ended:  # argparse: 0 after --help, 2 for a wrong command line
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except Exception as error:
-        if debug:
+        if _debug:
             traceback.print_exc()
         known = cause_of(error)
-        text = str(known) if known else f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
-        print(f"error: {text}{'' if known or debug else ' (--debug shows more)'}", file=sys.stderr)
+        text = str(known) if known else f"{_headline(error)}{'' if _debug else ' (--debug shows more)'}"
+        print(f"error: {text}", file=sys.stderr)
         return 1
     return 0
