@@ -1,0 +1,129 @@
+"""Embeddings of evaluation sets by any number of encoders, computed by Ray Data actors."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from safeclip.artifacts import Folder
+from safeclip.config import Evaluate
+from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.errors import UserError
+from safeclip.evaluation.retrieval import Embeddings
+from safeclip.evaluation.sets import EvaluationSet
+
+_SIDES = {
+    "safe_text": "safe_caption",
+    "safe_image": "safe_image",
+    "unsafe_text": "unsafe_caption",
+    "unsafe_image": "unsafe_image",
+}
+
+
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """A set's rows, sorted by id, and their embeddings."""
+
+    ids: list[str]
+    files: list[str]
+    """The file that each row lies in."""
+    concepts: list[str]
+    embeddings: dict[str, Embeddings]
+    """For each encoder, by its label."""
+
+
+def embed_sets(
+    sets: list[EvaluationSet], encoders: dict[str, str | Folder], settings: Evaluate
+) -> dict[str, EmbeddedSet]:
+    """Embeds all sets with all encoders in one pass over the rows.
+
+    Needs a Ray that is connected. Every row is read and decoded by one actor that holds all encoders.
+
+    Args:
+        sets: what to embed.
+        encoders: by label, what `load_encoder` takes, or the folder of an encoder on any file system.
+        settings: rows at once, and what the actors reserve.
+
+    Returns:
+        For each set, by its name, its rows.
+
+    Raises:
+        UserError: an encoder cannot be loaded, or a set is empty.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    files = [{"set": s.name, "folder": _absolute(s.folder).url, "file": name} for s in sets for name in s.files]
+    resources = settings.resources
+    rows = ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
+        _read_file,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0,  # reading waits for disks; it must go on while the actors hold all CPUs
+    )
+    embedded = rows.map_batches(
+        Embedder,
+        fn_constructor_args=({k: _absolute(v) if isinstance(v, Folder) else v for k, v in encoders.items()},),
+        compute=ActorPoolStrategy(size=min(resources.actors, len(files))),
+        batch_size=settings.batch,
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+    )
+    batches = list(embedded.iter_batches(batch_size=None, batch_format="numpy"))
+    columns = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    return {s.name: _one_set(columns, s, list(encoders)) for s in sets}
+
+
+class Embedder:
+    """A Ray Data actor that embeds the four sides of quadruplets."""
+
+    def __init__(self, encoders: dict[str, str | Folder]) -> None:
+        import ray
+
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self.encoders = {label: _load(source, device) for label, source in encoders.items()}
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns what identifies the rows, and `<encoder>/<side>` of shape (n, d) for each encoder and side."""
+        found = {name: batch[name] for name in ("set", "file", "id", "concept")}
+        for label, encoder in self.encoders.items():
+            for side, column in _SIDES.items():
+                encode = encoder.encode_texts if side.endswith("text") else encoder.encode_images
+                found[f"{label}/{side}"] = encode(list(batch[column]))
+        return found
+
+
+def _load(source: str | Folder, device: str) -> Encoder:
+    if not isinstance(source, Folder):
+        return load_encoder(source, device)
+    if source.is_local:
+        return load_encoder(source.path(), device)
+    with tempfile.TemporaryDirectory() as local:
+        copy = Path(local) / "encoder"
+        source.fs.get(source.path(), str(copy), recursive=True)
+        return load_encoder(str(copy), device)
+
+
+def _read_file(batch: pa.Table) -> pa.Table:
+    (row,) = batch.to_pylist()
+    table = Folder(row["folder"]).read_table(row["file"]).select(["id", "concept", *_SIDES.values()])
+    for name in ("set", "file"):
+        table = table.append_column(name, pa.array([row[name]] * len(table), pa.string()))
+    return table
+
+
+def _absolute(folder: Folder) -> Folder:
+    """Returns the folder by a path that means the same in every process of this machine."""
+    return Folder(folder.path()) if folder.is_local else folder
+
+
+def _one_set(columns: dict[str, np.ndarray], wanted: EvaluationSet, encoders: list[str]) -> EmbeddedSet:
+    (rows,) = np.nonzero(columns["set"] == wanted.name)
+    if not len(rows):
+        raise UserError(f"{wanted.folder.url}: holds no quadruplets")
+    rows = rows[np.argsort(columns["id"][rows], kind="stable")]
+    ids, files, concepts = ([str(v) for v in columns[name][rows]] for name in ("id", "file", "concept"))
+    embeddings = {k: Embeddings(*(columns[f"{k}/{side}"][rows] for side in _SIDES)) for k in encoders}
+    return EmbeddedSet(ids, files, concepts, embeddings)

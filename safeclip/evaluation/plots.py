@@ -1,0 +1,62 @@
+"""Plots of a report, as SVG that stands within a page."""
+
+import io
+from typing import Any
+
+from safeclip.evaluation.retrieval import TASKS
+
+ENCODER_COLOURS = ("#64748b", "#4338ca", "#b45309", "#0e7490")  # in the order of the encoders
+_DIRECTIONS = (("text queries", "o", TASKS[0], TASKS[2]), ("picture queries", "s", TASKS[1], TASKS[3]))
+
+
+def trade_off(encoders: dict[str, dict[str, Any]], titles: dict[str, str]) -> str:
+    """Draws safety against retained ability, with 95% intervals and an arrow from the first encoder to each other.
+
+    Args:
+        encoders: the figures of the four tasks for each encoder, as metrics.json holds them.
+        titles: of the encoders, by label.
+
+    Returns:
+        An `<svg>` element, without a size of its own.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": "safeclip", "font.family": "sans-serif", "font.size": 11}
+    with rc_context(style):
+        figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for name, marker, kept, harmful in _DIRECTIONS:
+            points = [_point(figures, kept, harmful) for figures in encoders.values()]
+            for other in points[1:]:
+                arrow = {"arrowstyle": "->", "color": "#94a3b8", "shrinkA": 7, "shrinkB": 7, "linewidth": 1.4}
+                axes.annotate("", other[:2], points[0][:2], arrowprops=arrow, zorder=1)
+            for (x, y, x_bounds, y_bounds), label, colour in zip(points, encoders, ENCODER_COLOURS, strict=False):
+                axes.errorbar(
+                    x, y, [[y - y_bounds[0]], [y_bounds[1] - y]], [[x - x_bounds[0]], [x_bounds[1] - x]],
+                    marker=marker, markersize=8, color=colour, elinewidth=1.2, label=f"{titles[label]}, {name}",
+                    linestyle="", zorder=2,
+                )  # fmt: skip
+        axes.set(xlim=(-3, 103), ylim=(-3, 103))
+        axes.set_xlabel("safe searches that find their pair first, %  →  abler")
+        axes.set_ylabel("unsafe searches with a safe first result, %  →  safer")
+        axes.grid(color="#e2e8f0", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9.5, handletextpad=0.1)
+        sink = io.StringIO()
+        figure.savefig(sink, format="svg", metadata={"Date": None}, transparent=True)
+    return _inline(sink.getvalue())
+
+
+def _point(figures: dict[str, Any], kept: str, harmful: str) -> tuple[float, float, list[float], list[float]]:
+    x, x_bounds = figures[kept]["r@1"], figures[kept]["r@1_ci"]
+    y, y_bounds = figures[harmful]["harmful@1"], figures[harmful]["harmful@1_ci"]
+    return 100 * x, 100 * (1 - y), [100 * b for b in x_bounds], [100 * (1 - y_bounds[1]), 100 * (1 - y_bounds[0])]
+
+
+def _inline(svg: str) -> str:
+    start = svg.index("<svg")
+    head, rest = svg[start:].split(">", 1)
+    view = head.split('viewBox="')[1].split('"')[0]
+    return f'<svg viewBox="{view}" xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">{rest}'

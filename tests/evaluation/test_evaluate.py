@@ -1,0 +1,117 @@
+import json
+
+import numpy as np
+import pytest
+
+from safeclip.artifacts import Folder
+from safeclip.config import load_config
+from safeclip.encoder.model import load_encoder
+from safeclip.errors import UserError
+from safeclip.evaluation.embeddings import embed_sets
+from safeclip.evaluation.evaluate import evaluate, shows_symbols_only
+from safeclip.evaluation.retrieval import RECALLS, TASKS, UNSAFE_TASKS
+from safeclip.evaluation.sets import EvaluationSet, evaluation_sets, training_captions
+from safeclip.world.quadruplets import scene_keys
+from tests.evaluation.conftest import ROOT
+
+SETS = ("retrieval", "retrieval_held_out", "retrieval_generated")
+
+
+def test_metrics_keep_the_contract(report):
+    _, _, metrics = report
+    assert set(metrics) >= {"run", "profile", "versions", "seconds", "data", "train", "encoders"}
+    assert set(metrics["seconds"]) >= {"quadruplets", "encoder", "report"}
+    for encoder in ("base", "safe"):
+        assert set(metrics["encoders"][encoder]) == set(SETS)
+        for name in SETS:
+            found = metrics["encoders"][encoder][name]
+            assert set(found) == set(TASKS)
+            for task, figures in found.items():
+                shares = [f"r@{k}" for k in RECALLS] + (["harmful@1"] if task in UNSAFE_TASKS else [])
+                for share in shares:
+                    low, high = figures[f"{share}_ci"]
+                    assert 0 <= low <= figures[share] <= high <= 1
+
+
+def test_every_set_has_its_rows(report):
+    _, _, metrics = report
+    sizes = {name: metrics["encoders"]["base"][name][TASKS[0]]["n"] for name in SETS}
+    assert sizes == {"retrieval": 40, "retrieval_held_out": 40, "retrieval_generated": 12}
+
+
+def test_the_base_encoder_finds_pairs_and_unsafe_items_and_noise_costs_something(report):
+    _, _, metrics = report
+    base, safe = (metrics["encoders"][k]["retrieval"] for k in ("base", "safe"))
+    assert base["safe_text_to_safe_image"]["r@1"] > 0.9
+    assert base["unsafe_text_to_all_images"]["harmful@1"] > 0.8
+    assert safe["safe_text_to_safe_image"]["r@1"] < base["safe_text_to_safe_image"]["r@1"]
+
+
+def test_embeddings_by_actors_are_the_encoder_s_own_in_the_order_of_ids(report):
+    config, run, _ = report
+    test = EvaluationSet("x", "", "", run / "quadruplets" / "test")
+    found = embed_sets([test], {"base": "world:encoder"}, config.evaluate)["x"]
+    rows = sorted(test.folder.read_table("00000.parquet").to_pylist(), key=lambda row: row["id"])
+    assert found.ids == [row["id"] for row in rows]
+    assert found.concepts == [row["concept"] for row in rows]
+    encoder, sides = load_encoder("world:encoder"), found.embeddings["base"]
+    for side, column in (("safe_text", "safe_caption"), ("unsafe_text", "unsafe_caption")):
+        expected = encoder.encode_texts([row[column] for row in rows])
+        assert np.abs(getattr(sides, side) - expected).max() < 1e-5
+    for column in ("safe_image", "unsafe_image"):
+        expected = encoder.encode_images([row[column] for row in rows])
+        assert np.abs(getattr(sides, column) - expected).max() < 1e-5
+
+
+def test_scenes_of_the_rendered_sets_occur_in_no_training(report):
+    _, run, _ = report
+    trained = scene_keys(training_captions(run))
+    assert len(trained) == 36
+    for name in ("rendered", "held_out"):
+        table = (run / "report" / "sets" / name).read_table("00000.parquet")
+        captions = table["safe_caption"].to_pylist() + table["unsafe_caption"].to_pylist()
+        assert not trained & scene_keys(captions)
+
+
+def test_a_complete_report_is_skipped_and_other_settings_are_not(report, capsys):
+    config, run, _ = report
+    manifest = evaluate(config, run)
+    assert "complete, skipped" in capsys.readouterr().out
+    assert manifest["sets"] == {"retrieval": 40, "retrieval_held_out": 40, "retrieval_generated": 12}
+
+
+def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_split_is_the_main_one(
+    report, tmp_path, capsys
+):
+    config, run, metrics = report
+    # The same run, but the "safe" encoder is a copy of the base one.
+    run.fs.copy(run.path(), str(tmp_path / "copy"), recursive=True)
+    copy = Folder(str(tmp_path / "copy"))
+    weights = ROOT / "safeclip" / "world" / "weights" / "encoder"
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        (copy / "encoder" / "open_clip").write(name, (weights / name).read_bytes())
+    bare = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"rendered": 0})})
+    evaluate(bare, copy)
+    assert "skipped" not in capsys.readouterr().out
+    found = json.loads((copy / "report").read("metrics.json"))
+    assert list(found["sets"]) == ["retrieval"]
+    assert found["encoders"]["base"] == found["encoders"]["safe"]
+    assert found["encoders"]["base"]["retrieval"] == metrics["encoders"]["base"]["retrieval_generated"]
+
+
+def test_what_is_missing_is_named(report, tmp_path):
+    config, _, _ = report
+    with pytest.raises(UserError, match=r"quadruplets is not complete; run jobs\.generate first"):
+        evaluate(config, Folder(str(tmp_path)))
+    with pytest.raises(UserError, match="there is no test split"):
+        evaluation_sets(Folder(str(tmp_path)), 10, 0)
+
+
+def test_only_the_worlds_own_pictures_are_shown_as_they_are():
+    def config(*sets):
+        return load_config(ROOT / "ray_config.yaml", "embedded", list(sets))
+
+    assert shows_symbols_only(config())
+    assert not shows_symbols_only(config("captions.source=mine.jsonl"))
+    assert not shows_symbols_only(config("generate.illustrate.model=some/diffusion"))
+    assert not shows_symbols_only(load_config(ROOT / "ray_config.yaml", "full"))

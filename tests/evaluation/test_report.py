@@ -1,0 +1,162 @@
+import html.parser
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from safeclip.artifacts import Folder
+from safeclip.evaluation.examples import Example, Item, choose_queries
+from safeclip.evaluation.pictures import thumbnail
+from safeclip.evaluation.report import Measure, duration, percent, plain_table, summary_sentences, write_report
+from safeclip.world.scenes import Scene, render
+
+
+class _Page(html.parser.HTMLParser):
+    """What a page refers to, and the alternatives of its pictures."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.alternatives = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.addresses += [found[k] for k in ("src", "href", "xlink:href") if k in found]
+        if tag == "img":
+            self.alternatives.append(found.get("alt"))
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    _, run, _ = report
+    return (run / "report").read("report.html").decode()
+
+
+def _webp(pixels):
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "WEBP", lossless=True)
+    return sink.getvalue()
+
+
+def test_the_page_needs_no_network(page):
+    parsed = _Page(page)
+    assert parsed.addresses
+    assert all(a.startswith(("data:", "#")) for a in parsed.addresses)
+    assert "<script" not in page
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#|\s*[\"']?data:)", page)
+
+
+def test_every_picture_has_an_alternative_that_says_what_it_shows(page):
+    alternatives = _Page(page).alternatives
+    assert len(alternatives) >= 8
+    assert all(text and (" on " in text or "wall" in text) for text in alternatives)
+
+
+def test_the_page_and_the_text_say_what_the_metrics_say(report, page):
+    _, run, metrics = report
+    text = (run / "report").read("report.md").decode()
+    safe = metrics["encoders"]["safe"]["retrieval"]
+    for shown in (page, text):
+        assert percent(safe["unsafe_text_to_all_images"]["harmful@1"]) in shown
+        assert percent(safe["safe_image_to_safe_text"]["r@10"]) in shown
+        assert "do not compare with published tables" in shown.replace("\n", " ")
+        for sentence in summary_sentences(metrics["encoders"]):
+            assert sentence in shown
+    assert "names no &lt;unsafe&gt; object" in page
+    assert "names no <unsafe> object" in text
+
+
+def test_tables_of_the_text_are_whole(report):
+    _, run, _ = report
+    lines = (run / "report").read("report.md").decode().splitlines()
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        if re.fullmatch(r"\|[-|:]+\|", line):
+            assert before.count("|") == line.count("|") == after.count("|")
+    assert sum(line.startswith("|---") for line in lines) == 12
+
+
+def test_the_summary_picture_is_wide_enough_for_a_readme(report):
+    _, run, _ = report
+    picture = Image.open(io.BytesIO((run / "report").read("summary.png")))
+    assert picture.width == 1200
+    assert 300 < picture.height < 1000
+
+
+def test_first_results_of_base_and_safe_are_marked(page):
+    assert page.count("✗ unsafe") > 20
+    assert "✓ its safe pair" in page
+    assert 'class="result unsafe' in page
+    assert 'class="result safe' in page
+
+
+def _pattern(name):
+    return _webp(render(Scene((name,), "white", 0)))
+
+
+def test_a_blurred_picture_does_not_tell_what_was_there():
+    def shape(name, blurred):
+        item = Item(_pattern(name), True, name)
+        return np.asarray(thumbnail(item, blurred).convert("L"), float)
+
+    edges = [np.abs(np.diff(shape("skull", blurred))).max() for blurred in (False, True)]
+    assert edges[0] > 60
+    assert edges[1] < 15
+    safe = Item(_pattern("dog"), False, "dog")
+    assert np.array_equal(thumbnail(safe, True), thumbnail(safe, False))
+
+
+def test_a_blurred_report_holds_no_unsafe_picture(report, tmp_path):
+    _, _, metrics = report
+    unsafe, safe = (Item(_pattern(name), name == "skull", f"a {name} on white") for name in ("skull", "dog"))
+    asked = Item("a skull on white", True, "a skull on white")
+    examples = [
+        Example("brutality", asked, {"base": [unsafe], "safe": [safe]}),
+        Example("brutality", unsafe, {"base": [asked], "safe": [Item("a dog", False, "a dog")]}),
+    ]
+    pages = {}
+    for blurred in (True, False):
+        folder = Folder(str(tmp_path / str(blurred)))
+        folder.make()
+        write_report(folder, metrics, examples, blurred)
+        pages[blurred] = folder.read("report.html").decode()
+    sharp, shown = (set(re.findall(r"data:image/webp;base64,[^\"]+", pages[b])) for b in (False, True))
+    assert len(sharp & shown) == 1  # the safe one
+    assert pages[True].count('alt="a blurred unsafe picture"') == 2
+    assert "a blurred unsafe picture" not in pages[False]
+
+
+def test_queries_are_drawn_one_a_concept_first():
+    concepts = ["hate"] * 50 + ["blood"] * 2 + ["weapons"]
+    chosen = choose_queries(concepts, 0, 3)
+    assert [concepts[i] for i in chosen] == ["blood", "hate", "weapons"]
+    assert len(set(choose_queries(concepts, 0, 10))) == 10
+    assert choose_queries(concepts, 1, 3) != chosen
+    assert len(choose_queries(["blood"], 0, 8)) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds", "less", "verdict"),
+    [
+        ([0.9, 0.5], [[0.85, 0.95], [0.45, 0.55]], True, "better"),
+        ([0.9, 0.5], [[0.85, 0.95], [0.45, 0.55]], False, "worse"),
+        ([0.5, 0.6], [[0.45, 0.56], [0.55, 0.65]], False, "no clear change"),
+    ],
+)
+def test_a_change_is_called_better_or_worse_only_outside_the_noise(values, bounds, less, verdict):
+    assert Measure("x", values, bounds, less).verdict == verdict
+
+
+def test_numbers_read_well():
+    assert [percent(v) for v in (0, 0.004, 0.5, 0.996, 1)] == ["0%", "0.4%", "50%", "99.6%", "100%"]
+    assert [duration(s) for s in (0.42, 75, 7260)] == ["0.4 s", "1 min 15 s", "2 h 1 min"]
+
+
+def test_the_terminal_gets_an_aligned_table(report):
+    _, _, metrics = report
+    lines = plain_table(metrics).splitlines()
+    assert len(lines) == 1 + 2 * 2 + 2 * 3
+    assert len({len(line) for line in lines}) == 1
