@@ -1,0 +1,135 @@
+import json
+import os
+import stat
+import time
+import uuid
+
+import pyarrow as pa
+import pytest
+
+from safeclip import artifacts
+from safeclip.artifacts import Folder, Stage, count_rejects, hash_of, read_manifest, saved_config, table_hash
+from safeclip.errors import UserError
+
+TABLE = pa.table({"id": ["a", "b"], "picture": [b"\x00\x01", None], "reject": [None, "duplicate"]})
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path):
+    url = str(tmp_path / "runs" / "demo") if request.param == "local" else f"memory://{uuid.uuid4().hex}/demo"
+    made = Folder(url)
+    made.make()
+    return made
+
+
+def test_files_come_back_and_are_listed(folder):
+    folder.write("b.json", b"{}")
+    folder.write("a.parquet", b"")
+    (folder / "inner").make()
+    (folder / "inner").write("c.json", b"[]")
+    assert folder.files() == ["a.parquet", "b.json"]
+    assert folder.files(".json") == ["b.json"]
+    assert folder.read("b.json") == b"{}"
+    assert (folder / "inner").read("c.json") == b"[]"
+    assert folder.exists("b.json")
+    assert not folder.exists("c.json")
+    folder.write("b.json", b"new")
+    assert folder.read("b.json") == b"new"
+
+
+def test_tables_come_back_whole(folder):
+    folder.write_table("t.parquet", TABLE)
+    assert folder.read_table("t.parquet").equals(TABLE)
+
+
+def test_a_folder_that_is_not_there_has_no_files(folder):
+    missing = folder / "missing"
+    assert not missing.exists()
+    assert missing.files() == []
+    missing.remove()
+    folder.write("a", b"1")
+    folder.remove()
+    assert not folder.exists()
+
+
+def test_a_manifest_marks_a_stage_complete_for_its_key_only(folder):
+    stage = Stage(folder / "captions", "key")
+    stage.folder.make()
+    assert stage.manifest() is None
+    written = stage.finish(time.time() - 1, {"rows": 3})
+    assert written == stage.manifest() == read_manifest(stage.folder)
+    assert (written["stage"], written["key"], written["rows"]) == ("captions", "key", 3)
+    assert written["seconds"] >= 1
+    assert written["versions"]["ray"]
+    assert Stage(folder / "captions", "other").manifest() is None
+
+
+def test_a_damaged_manifest_says_what_to_do(folder):
+    folder.write("manifest.json", b"{")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged; remove the folder"):
+        read_manifest(folder)
+
+
+def test_a_folder_without_a_run_is_named(folder):
+    with pytest.raises(UserError, match=r"no run lies here"):
+        saved_config(folder)
+
+
+def test_a_write_that_fails_half_way_leaves_the_earlier_file(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path))
+    folder.write("a.json", b"whole")
+
+    def full(self, path, value, **options):
+        with open(path, "wb") as file:
+            file.write(value[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(folder.fs), "pipe_file", full)
+    with pytest.raises(UserError, match=r"a\.json: cannot be written: No space left on device"):
+        folder.write("a.json", b"other")
+    assert folder.read("a.json") == b"whole"
+    assert folder.files() == ["a.json"], "what is half written is not listed"
+
+
+def test_a_place_that_cannot_be_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/runs: cannot be made"):
+        Folder(str(tmp_path / "file" / "runs")).make()
+
+
+def test_a_private_folder_is_its_owners_alone(tmp_path):
+    folder = Folder(str(tmp_path / "unsafe_images"))
+    folder.make(private=True)
+    assert stat.S_IMODE(os.stat(folder.path()).st_mode) == 0o700
+
+
+def test_hashes_depend_on_the_data_only():
+    assert hash_of({"a": 1, "b": [2]}) == hash_of({"b": [2], "a": 1})
+    assert hash_of("a", "b") != hash_of("ab") != hash_of("b", "a")
+    assert len(hash_of()) == 16
+
+
+def test_the_hash_of_a_table_is_of_its_rows_in_order():
+    chunked = pa.concat_tables([TABLE.slice(0, 1), TABLE.slice(1)])
+    assert table_hash(chunked) == table_hash(TABLE)
+    assert table_hash(TABLE.take([1, 0])) != table_hash(TABLE)
+    assert table_hash(TABLE.set_column(1, "picture", [[b"\x00\x02", None]])) != table_hash(TABLE)
+    assert table_hash(TABLE.rename_columns(["id", "image", "reject"])) != table_hash(TABLE)
+
+
+def test_the_hash_survives_a_file(folder):
+    folder.write_table("t.parquet", TABLE)
+    assert table_hash(folder.read_table("t.parquet")) == table_hash(TABLE)
+
+
+def test_rejects_are_counted_by_reason():
+    assert count_rejects([TABLE, TABLE, TABLE.slice(0, 1)]) == {"duplicate": 2}
+
+
+def test_a_manifest_is_json_that_others_can_read(folder):
+    Stage(folder, "k").finish(time.time(), {"units": []})
+    assert json.loads(folder.read("manifest.json"))["units"] == []
+
+
+def test_versions_are_those_installed():
+    assert artifacts.versions()["pyarrow"] == pa.__version__
