@@ -100,20 +100,23 @@ class Encoder:
         return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
 
     @torch.no_grad()
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns embeddings (n, d) of resized pictures, uint8 (n, 3, H, W), float32 of unit length."""
+        parts = []
+        for start in range(0, len(pixels), ENCODE_BATCH):
+            some = torch.from_numpy(pixels[start : start + ENCODE_BATCH]).to(self.device)
+            parts.append(self.model.encode_image(self.normalize_pixels(some), normalize=True).float().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
+
     def encode_images(self, images: Sequence[bytes]) -> np.ndarray:
         """Returns embeddings (n, d) of encoded pictures, float32 of unit length.
 
         Raises:
             UserError: a picture does not decode; the message tells which.
         """
-        parts = []
-        for start in range(0, len(images), ENCODE_BATCH):
-            some = enumerate(images[start : start + ENCODE_BATCH], start)
-            decoded = [decode_image(data, f"picture {i + 1} of {len(images)}") for i, data in some]
-            pixels = torch.from_numpy(np.stack([self.resize_image(image) for image in decoded])).to(self.device)
-            embedded = self.model.encode_image(self.normalize_pixels(pixels), normalize=True)
-            parts.append(embedded.float().cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
+        decoded = (decode_image(data, f"picture {i} of {len(images)}") for i, data in enumerate(images, 1))
+        pixels = [self.resize_image(image) for image in decoded]
+        return self.encode_pixels(np.stack(pixels)) if pixels else np.zeros((0, self.width), np.float32)
 
     @property
     def width(self) -> int:

@@ -81,5 +81,5 @@ def write_quadruplets(run: Folder, counts: dict[str, int], seed: int = 0) -> dic
         if part.num_rows:
             (folder / split).write_table("part-0000.parquet", part)
         tables.append(part)
-    content = {"rows": start, "content": table_hash(pa.concat_tables(tables))}
+    content = {"rows": start, "content_hash": table_hash(pa.concat_tables(tables)), "data": {"quadruplets": counts}}
     return Stage(folder, hash_of(counts, seed)).finish(time.time(), content)
