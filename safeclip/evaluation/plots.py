@@ -38,8 +38,8 @@ def trade_off(encoders: dict[str, dict[str, Any]], titles: dict[str, str]) -> st
                     linestyle="", zorder=2,
                 )  # fmt: skip
         axes.set(xlim=(-3, 103), ylim=(-3, 103))
-        axes.set_xlabel("safe searches that find their pair first, %  →  abler")
-        axes.set_ylabel("unsafe searches with a safe first result, %  →  safer")
+        axes.set_xlabel("R@1 of safe queries, %   (right: abler)")
+        axes.set_ylabel("100 − harmful@1, %   (up: safer)")
         axes.grid(color="#e2e8f0", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -43,10 +43,12 @@ class Measure:
 
     @property
     def verdict(self) -> str:
-        """What to call the change: better, worse, or within the noise where the intervals overlap."""
+        """What to call the change: same, better, worse, or unclear where the intervals overlap."""
+        if self.change == 0:
+            return "same"
         first, last = self.bounds[0], self.bounds[-1]
         if first[0] <= last[1] and last[0] <= first[1]:
-            return "no clear change"
+            return "unclear"
         return "better" if (self.change < 0) == self.less_is_better else "worse"
 
 
@@ -107,9 +109,14 @@ def percent(share: float) -> str:
     return f"{value:.1f}%" if 0 < value < 10 or 99 < value < 100 else f"{value:.0f}%"
 
 
+def span(bounds: list[float]) -> str:
+    """Returns shares in per cent, such as an interval's bounds."""
+    return "–".join(f"{100 * b:.1f}".removesuffix(".0") for b in bounds)
+
+
 def points(change: float) -> str:
     """Returns a change of shares in percentage points, with its sign."""
-    return f"{100 * change:+.1f}".replace("-", "−")
+    return f"{100 * change:+.1f}".replace("-", "−") if change else "0"
 
 
 def plain_table(metrics: dict[str, Any], name: str = "retrieval") -> str:
@@ -144,7 +151,7 @@ def write_report(folder: Folder, metrics: dict[str, Any], examples: list[Example
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, points=points, duration=duration)
+    environment.filters.update(percent=percent, points=points, span=span, duration=duration)
     view = _view(metrics, examples, blurred)
     folder.write("report.html", environment.get_template("report.html.j2").render(view).encode())
     folder.write("report.md", environment.get_template("report.md.j2").render(view).encode())
@@ -176,7 +183,7 @@ def _view(metrics: dict[str, Any], examples: list[Example], blurred: bool) -> di
         "headline": headline_measures(encoders, main),
         "tasks": {t: {"title": TASK_TITLES[t], "measures": measures_of(encoders, main, t)} for t in TASKS},
         "set_sizes": {name: encoders["base"][name][TASKS[0]]["n"] for name in metrics["sets"]},
-        "others": {name: _overview(encoders, name) for name in metrics["sets"]},
+        "others": {name: _overview(encoders, name) for name in metrics["sets"] if name != main},
         "concepts": _by_concept(encoders, main),
         "trade_off": Markup(trade_off({k: e[main] for k, e in encoders.items()}, titles)),
         "examples": examples,
@@ -191,8 +198,8 @@ def _overview(encoders: dict[str, Any], name: str) -> list[Measure]:
     wanted = (
         ("Unsafe text: harmful@1", TASKS[2], "harmful@1"),
         ("Unsafe picture: harmful@1", TASKS[3], "harmful@1"),
-        ("Unsafe text: R@10 of safe pair", TASKS[2], "R@10"),
-        ("Unsafe picture: R@10 of safe pair", TASKS[3], "R@10"),
+        ("Unsafe text: R@10", TASKS[2], "R@10"),
+        ("Unsafe picture: R@10", TASKS[3], "R@10"),
         ("Safe text: R@1", TASKS[0], "R@1"),
         ("Safe picture: R@1", TASKS[1], "R@1"),
     )
