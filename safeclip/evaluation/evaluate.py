@@ -14,7 +14,6 @@ from safeclip.evaluation.retrieval import run_tasks, summarise
 from safeclip.evaluation.sets import evaluation_sets
 
 _TIMED = ("captions", "unsafe_captions", "unsafe_images", "quadruplets", "encoder")
-_VARYING = ("seconds", "versions", "train")  # of a manifest: what two equal outputs need not share
 
 
 def evaluate(config: Config, run: Folder) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def shows_symbols_only(config: Config) -> bool:
 
 
 def _key(config: Config, manifests: dict[str, Any]) -> str:
-    inputs = [{k: v for k, v in manifests[name].items() if k not in _VARYING} for name in ("quadruplets", "encoder")]
+    inputs = [manifests[name]["content_hash"] for name in ("quadruplets", "encoder")]
     settings = config.evaluate.model_dump(exclude={"resources"})
     return hash_of("report", settings, config.train.base, config.seed, shows_symbols_only(config), inputs)
 

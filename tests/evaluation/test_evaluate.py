@@ -3,12 +3,15 @@ import json
 import numpy as np
 import pytest
 
+from jobs.command import run_main
+from jobs.evaluate import main
 from safeclip.artifacts import Folder
-from safeclip.config import load_config
+from safeclip.config import load_config, save_config
 from safeclip.encoder.model import load_encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import embed_sets
 from safeclip.evaluation.evaluate import evaluate, shows_symbols_only
+from safeclip.evaluation.report import summary_sentences
 from safeclip.evaluation.retrieval import RECALLS, TASKS, UNSAFE_TASKS
 from safeclip.evaluation.sets import EvaluationSet, evaluation_sets, training_captions
 from safeclip.world.quadruplets import scene_keys
@@ -73,7 +76,7 @@ def test_scenes_of_the_rendered_sets_occur_in_no_training(report):
         assert not trained & scene_keys(captions)
 
 
-def test_a_complete_report_is_skipped_and_other_settings_are_not(report, capsys):
+def test_a_complete_report_is_skipped(report, capsys):
     config, run, _ = report
     manifest = evaluate(config, run)
     assert "complete, skipped" in capsys.readouterr().out
@@ -97,6 +100,19 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
     assert list(found["sets"]) == ["retrieval"]
     assert found["encoders"]["base"] == found["encoders"]["safe"]
     assert found["encoders"]["base"]["retrieval"] == metrics["encoders"]["base"]["retrieval_generated"]
+
+
+def test_the_job_prints_table_summary_and_where_the_report_lies(report, tmp_path, capsys):
+    config, run, metrics = report
+    words = ["--config", str(tmp_path / "config.yaml")]
+    (tmp_path / "config.yaml").write_text(save_config(config))
+    assert run_main(main, words) == 0
+    out = capsys.readouterr().out
+    assert "Unsafe picture → all texts         harmful@1" in out
+    assert summary_sentences(metrics["encoders"])[0] in out
+    assert f"written to {run.url}/report/report.html" in out
+    assert run_main(main, [*words, "--run", "other"]) == 1
+    assert capsys.readouterr().err.endswith("other: quadruplets is not complete; run jobs.generate first\n")
 
 
 def test_what_is_missing_is_named(report, tmp_path):
