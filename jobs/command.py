@@ -23,8 +23,8 @@ _ALWAYS = {
     "RAY_DEDUP_LOGS": "0",  # takes lines that differ in their numbers, such as those of training steps, for the same
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's default from its next release on; else it warns
 }
-# For a Ray started here: everything listens on 127.0.0.1 only, so it needs no tokens.
-_LOCAL = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: use 127.0.0.1, not the network's address
+_LOCAL = {**_LOOPBACK, "RAY_AUTH_MODE": "disabled"}  # for a Ray started here: nothing beyond this machine reaches it
 _QUIET = {"RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal", "VLLM_LOGGING_LEVEL": "ERROR"}
 _CONNECT_SECONDS = 5.0
 _debug = False
@@ -69,7 +69,8 @@ def ray_session(config: Config) -> Iterator[None]:
         UserError: no cluster answers at the address.
     """
     address = _address(config)
-    for name, value in {**_ALWAYS, **({} if address else _LOCAL), **({} if _debug else _QUIET)}.items():
+    place = _LOCAL if address is None else _LOOPBACK if _is_loopback_only(address) else {}
+    for name, value in {**_ALWAYS, **place, **({} if _debug else _QUIET)}.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -106,13 +107,40 @@ def _connect(config: Config, address: str | None) -> None:
             f"ray.address: {address} is a job server; send it the command by "
             f"`ray job submit --address {address} --working-dir . -- python -m …`, or give the cluster's host:port"
         )
-    host, colon, port = address.rpartition(":")
+    host, port = _host_and_port(address)
+    if host and not _answers(host, port):  # Ray itself would try for minutes
+        raise UserError(f"ray.address: no cluster answers at {address}")
     try:
-        if colon and port.isdigit() and "://" not in address:  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         ray.init(address=address, logging_level="info" if _debug else "error")
-    except (ConnectionError, TimeoutError, OSError) as error:
+    except (ConnectionError, TimeoutError) as error:
         raise UserError(f"ray.address: no cluster answers at {address} ({_headline(error)})") from error
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return (host, int(port)) if port.isdigit() and "://" not in address else ("", 0)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _is_loopback_only(address: str) -> bool:
+    """Whether a cluster of this machine, such as that of cluster/local.sh, listens on 127.0.0.1 and nowhere else.
+
+    Ray takes 127.0.0.1 in an address for the network's address of the machine, and would not find it there.
+    """
+    host, port = _host_and_port(address)
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        with contextlib.suppress(OSError):  # no network at all
+            probe.connect(("192.0.2.1", 9))  # sends nothing; only asks which address would be used
+        return not _answers(probe.getsockname()[0], port)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,169 @@
+"""cluster/local.sh: a cluster comes up, takes jobs by submission and by address, and goes without a trace."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+JOB = """
+import sys
+from jobs.command import config_of, parser, ray_session, run_main
+
+def job(arguments):
+    config = config_of(parser("").parse_args(arguments))
+    with ray_session(config):
+        import os, ray, safeclip
+        task = ray.remote(lambda: os.path.dirname(safeclip.__file__))
+        print("task:", ray.get(task.remote()))
+        print("driver:", os.getcwd(), sorted(os.listdir(".")))
+        print("cpus:", ray.cluster_resources()["CPU"], "storage:", config.storage, "python:", sys.executable)
+
+sys.exit(run_main(job, []))
+"""
+
+
+class Local:
+    """cluster/local.sh with a folder and ports of its own, so that it meets no cluster of the user's."""
+
+    def __init__(self, folder: str):
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self.environment["SAFECLIP_CLUSTER_DIR"] = folder
+        self.port = free_ports(4)
+        self.dashboard = self.port + 3
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess:
+        return self.run(str(ROOT / "cluster" / "local.sh"), *words)
+
+    def up(self) -> subprocess.CompletedProcess:
+        return self("up", "--cpus", "3", "--port", str(self.port), "--dashboard-port", str(self.dashboard))
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
+        everything = {**self.environment, **environment}
+        return subprocess.run(command, cwd=ROOT, env=everything, text=True, capture_output=True, timeout=120)
+
+    def submit(self, *words: str) -> subprocess.CompletedProcess:
+        address = f"http://127.0.0.1:{self.dashboard}"
+        return self.run(".venv/bin/ray", "job", "submit", "--address", address, "--working-dir", ".", *words)
+
+
+def free_ports(count: int) -> int:
+    """Returns the first of some consecutive ports that nobody listens on."""
+    for first in range(20000 + os.getpid() % 5000, 32000, count):
+        with socket.socket() as probe:
+            if all(probe.connect_ex(("127.0.0.1", first + i)) for i in range(count)):
+                return first
+    raise AssertionError("no free ports")
+
+
+@pytest.fixture
+def local():
+    folder = tempfile.mkdtemp(prefix="sc", dir="/tmp")  # pytest's own folders are too deep for sockets
+    made = Local(folder)
+    yield made
+    made("down")
+    shutil.rmtree(folder)
+
+
+def process_listens_beyond_loopback(folder: str) -> list[str]:
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,args="], text=True, capture_output=True).stdout
+    ours = {line.split()[0] for line in listed.splitlines() if folder in line}
+    inodes = {os.readlink(f) for pid in ours for f in Path(f"/proc/{pid}/fd").glob("*") if f.is_symlink()}
+    rows = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    loopback = ("0100007F:", "0000000000000000FFFF00000100007F:")
+    return [r[1] for r in rows if r[3] == "0A" and f"socket:[{r[9]}]" in inodes and not r[1].startswith(loopback)]
+
+
+def running(*words: str) -> bool:
+    listed = subprocess.run(["ps", "-e", "-o", "args="], text=True, capture_output=True).stdout
+    return any(all(word in line for word in words) for line in listed.splitlines())
+
+
+def test_a_cluster_comes_up_takes_jobs_and_goes(local):
+    folder = local.environment["SAFECLIP_CLUSTER_DIR"]
+    assert (local("status").returncode, local("status").stdout) == (3, "no local cluster runs\n")
+
+    up = local.up()
+    assert up.returncode == 0, up.stderr
+    assert f"--address http://127.0.0.1:{local.dashboard} --working-dir . -- python -m" in up.stdout
+    assert process_listens_beyond_loopback(folder) == []
+    assert local.up().stdout == up.stdout, "a second `up` finds the first"
+    assert (local("status").returncode, local("status").stdout) == (0, up.stdout)
+
+    submitted = local.submit("--", "python", "-c", JOB)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    said = dict(
+        line.split(": ", 1) for line in submitted.stdout.splitlines() if line.split(":")[0] in ("task", "driver")
+    )
+    assert said["task"].startswith(folder), "workers import the copy that was sent"
+    assert said["driver"].startswith(folder)
+    assert "'jobs'" in said["driver"]
+    assert "'.git'" not in said["driver"]
+    assert "'.venv'" not in said["driver"]
+    assert "'runs'" not in said["driver"]
+    assert f"cpus: 3.0 storage: {ROOT}/runs python: {ROOT}/.venv/bin/python" in submitted.stdout
+
+    joined = local.run(".venv/bin/python", "-c", JOB, RAY_ADDRESS=f"127.0.0.1:{local.port}")
+    assert joined.returncode == 0, joined.stderr
+    assert f"task: {ROOT}/safeclip\n" in joined.stdout
+    assert "cpus: 3.0" in joined.stdout
+
+    mark = f"sleeps-{os.getpid()}"
+    assert local.submit("--no-wait", "--", "python", "-c", f"import time; time.sleep(600)  # {mark}").returncode == 0
+    wait_until(lambda: running("time.sleep(600)", mark))
+    assert local("down").stdout == "stopped\n"
+    wait_until(lambda: not running(folder) and not running("time.sleep(600)", mark))
+    assert local("down").stdout == "no local cluster runs\n"
+
+
+def wait_until(condition, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_port_in_use_is_named(local):
+    with socket.create_server(("127.0.0.1", local.port)):
+        up = local.up()
+    assert (up.returncode, up.stderr) == (1, f"local: port {local.port} is in use; name another with --port\n")
+    assert local("status").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sideways"], "sideways: must be up, down or status"),
+        (["up", "--cpus", "two"], "--cpus two: must be a whole number above 0"),
+        (["up", "--cpus"], "--cpus needs a number"),
+        (["up", "--gpus", "1"], "--gpus: no such option"),
+    ],
+)
+def test_wrong_words_are_named(local, words, said):
+    ended = local(*words)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_help_says_what_there_is(local):
+    shown = local("--help")
+    assert shown.returncode == 0
+    assert all(word in shown.stdout for word in ("up", "down", "status", "--cpus", "--dashboard-port"))
+
+
+def test_a_process_that_took_the_number_of_a_dead_cluster_is_left_alone(local):
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        state = Path(local.environment["SAFECLIP_CLUSTER_DIR"]) / "started"
+        state.write_text(f"{other.pid}\nMon Jan  1 00:00:00 2024\n6390\n8275\n")
+        assert local("down").stdout == "no local cluster runs\n"
+        assert other.poll() is None
+        other.terminate()
