@@ -4,6 +4,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,16 +127,32 @@ def all_rows(own: torch.Tensor, rank: int, workers: int) -> torch.Tensor:
 class Worker:
     """One worker's model, rows and progress."""
 
-    def __init__(self, plan: Plan, rank: int, local_rank: int, workers: int, device: str) -> None:
-        from ray.train.torch import prepare_model
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int = 0,
+        local_rank: int = 0,
+        workers: int = 1,
+        device: str = "cpu",
+        wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambda module: module,
+    ) -> None:
+        """Loads the student and the rows.
 
+        Args:
+            plan: what to train and on what.
+            rank: of this worker, among all.
+            local_rank: among those on this machine, which share one copy of the rows.
+            workers: how many there are.
+            device: where the student is put.
+            wrap: makes of a module one that averages its gradients over the workers, such as DDP.
+        """
         self.plan, self.train = plan, plan.train
         self.rank, self.workers, self.device = rank, workers, device
         self.encoder = load_encoder(self.train.base, device)
         self.student = add_lora(self.encoder.model, self.train.lora, plan.seed)
         self.encoder.model = torch.nn.Identity()  # the teacher's numbers are at hand, so the teacher need not be
         self.towers = TwoTowers(self.student, self.encoder)
-        self.parallel = prepare_model(self.towers)
+        self.parallel = wrap(self.towers)
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.train.learning_rate)
         self.objective: Objective = make_objective(self.train.objective)
@@ -275,7 +292,14 @@ def train_loop(settings: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), str(ray.train.torch.get_device())
-    worker = Worker(settings["plan"], rank, context.get_local_rank(), context.get_world_size(), device)
+    worker = Worker(
+        settings["plan"],
+        rank,
+        context.get_local_rank(),
+        context.get_world_size(),
+        device,
+        ray.train.torch.prepare_model,
+    )
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             worker.load(Path(folder))

@@ -112,14 +112,8 @@ def train_encoder(config: Config, run: Folder) -> dict[str, Any]:
 
 def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
     """Trains, and returns how it went and the best adapters."""
-    from ray.train import (
-        CheckpointConfig,
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-        ScalingConfig,
-        TrainingFailedError,
-    )
+    import ray.train
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     folder, resources = stage.folder, plan.train.resources
@@ -130,7 +124,7 @@ def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
         scaling_config=ScalingConfig(
             num_workers=resources.actors, use_gpu=resources.gpus > 0, resources_per_worker=reserved
         ),
-        run_config=RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # declared as its predecessor
             name=f"training-{stage.key}",
             storage_path=folder.path(),
             storage_filesystem=None

@@ -1,0 +1,93 @@
+import copy
+
+import pytest
+import torch
+from peft import PeftModel
+
+from safeclip.config import Lora
+from safeclip.encoder.export import to_huggingface
+from safeclip.encoder.lora import adapter_state, add_lora, load_adapter_state, merge_lora, save_adapter
+from safeclip.encoder.model import encode_tokens, load_encoder
+from safeclip.encoder.objectives import Embeddings, SafeClip
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder("world:encoder")
+
+
+@pytest.fixture(scope="module")
+def inputs(encoder):
+    tokens = encoder.tokenizer(
+        ["a dog next to a cat on a blue background", "a picture of an axe and a tree on pink"] * 2
+    )
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return tokens, encoder.normalize_pixels(pixels)
+
+
+def embed(clip, inputs):
+    tokens, pixels = inputs
+    return torch.stack([encode_tokens(clip, tokens), clip.encode_image(pixels, normalize=True)])
+
+
+def train_a_little(student, inputs, steps=3):
+    optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=1e-2)
+    student.train()
+    for _ in range(steps):
+        text, image = embed(student.get_base_model(), inputs)
+        objective = SafeClip()
+        batch = Embeddings(text, image, text.roll(1, 0), image.roll(1, 0), text.detach(), image.detach())
+        optimizer.zero_grad()
+        objective.total(objective.losses(batch)).backward()
+        optimizer.step()
+    return student.eval()
+
+
+@torch.no_grad()
+def test_a_fresh_student_gives_the_base_embeddings(encoder, inputs):
+    student = add_lora(encoder.model, Lora()).eval()
+    assert torch.allclose(embed(student.get_base_model(), inputs), embed(encoder.model, inputs), atol=1e-6)
+
+
+def test_training_a_student_leaves_the_teacher_bit_for_bit(encoder, inputs):
+    with torch.no_grad():
+        before, weights = embed(encoder.model, inputs), copy.deepcopy(encoder.model.state_dict())
+    student = train_a_little(add_lora(encoder.model, Lora(alpha=16.0)), inputs)
+    with torch.no_grad():
+        assert torch.equal(embed(encoder.model, inputs), before)
+        assert (embed(student.get_base_model(), inputs) - before).abs().max() > 1e-3  # the student did move
+    assert not encoder.model.training
+    assert all(torch.equal(v, weights[k]) for k, v in encoder.model.state_dict().items())
+
+
+def test_only_adapters_are_trained_on_the_papers_layers(encoder):
+    student = add_lora(encoder.model, Lora())
+    trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".lora_A." in name or ".lora_B." in name for name in trained)
+    layers = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained}
+    assert layers == {"k_proj", "v_proj", "out_proj", "c_fc", "c_proj", "conv1"}
+
+
+def test_merged_weights_and_the_saved_adapter_give_the_students_embeddings(encoder, inputs, tmp_path):
+    student = train_a_little(add_lora(encoder.model, Lora(alpha=16.0)), inputs)
+    with torch.no_grad():
+        expected = embed(student.get_base_model(), inputs)
+        merged = merge_lora(student)
+        assert torch.allclose(embed(merged, inputs), expected, atol=1e-5)
+        assert merged.state_dict().keys() == encoder.model.state_dict().keys()
+        save_adapter(student, tmp_path)
+        hugging = PeftModel.from_pretrained(to_huggingface(encoder.model), tmp_path)
+        pixels = hugging.get_image_features(inputs[1]).pooler_output
+        tokens = inputs[0].masked_fill(inputs[0] == 0, 49407)
+        texts = hugging.get_text_features(tokens).pooler_output
+        found = torch.nn.functional.normalize(torch.stack([texts, pixels]), dim=-1)
+        assert (found * expected).sum(-1).min() > 1 - 1e-4
+
+
+def test_an_adapter_state_can_be_put_back(encoder, inputs):
+    student = train_a_little(add_lora(encoder.model, Lora(alpha=16.0)), inputs)
+    other = add_lora(encoder.model, Lora(alpha=16.0), seed=7).eval()
+    load_adapter_state(other, adapter_state(student))
+    with torch.no_grad():
+        assert torch.equal(embed(other.get_base_model(), inputs), embed(student.get_base_model(), inputs))
