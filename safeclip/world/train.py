@@ -25,7 +25,7 @@ from safeclip.world import models
 from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, object_names, render, sample_scenes
 
 SEED = 20240929
-CHECKPOINT_EVERY = 250  # steps
+CHECKPOINT_EVERY = 100  # steps
 VAE_ROWS = 40  # of a picture's 64, in a step of the autoencoder
 EMPTY_TEXTS = 0.1  # share of the UNet's texts left empty, so that guidance can be used (Ho & Salimans, 2022)
 
@@ -186,8 +186,8 @@ def latent_scale(vae: nn.Module) -> float:
 PARTS = {
     "encoder": Part(1500, 256, 1e-3, models.build_encoder, make_encoder_loss),
     "judge": Part(2000, 128, 2e-3, models.build_judge, make_judge_loss),
-    "vae": Part(4000, 32, 1.5e-3, models.build_vae, make_vae_loss, average=0.99),
-    "unet": Part(4500, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
+    "vae": Part(2700, 32, 1e-3, models.build_vae, make_vae_loss, average=0.99),
+    "unet": Part(3500, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
 }
 
 
