@@ -1,0 +1,229 @@
+"""Serves a run's safe encoder: `serve run serve.app:build_app run=demo`. Nothing happens at import.
+
+Arguments: `run`, `storage` (the folder or URL that runs lie in, `runs` unless given), and any setting of the
+section `serve`, such as `serve.max_replicas=1`. Inputs are neither logged nor kept.
+"""
+
+import os
+from typing import Any
+
+import click
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from ray import serve
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from safeclip.artifacts import Folder, read_manifest
+from safeclip.config import Config, parse_config
+from safeclip.errors import UserError
+from serve.encoder import BatchedEncoder
+from serve.schemas import (
+    MAX_BODY_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_ITEMS,
+    Embeddings,
+    Health,
+    Images,
+    Model,
+    Problem,
+    Texts,
+)
+
+DESCRIPTION = """Embeddings of texts and pictures from a CLIP that no longer links unsafe words and unsafe pictures.
+
+How close an embedding lies to an unsafe concept, or any other safety score made from it, is **no detector of illegal
+material** and must not be used as one. Inputs are neither logged nor kept."""
+
+api = FastAPI(title="Safe-CLIP", version="1", description=DESCRIPTION)
+REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 413, 422)}
+IMAGES_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": Images.model_json_schema()},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+        },
+    }
+}
+
+
+class LimitBody:
+    """Refuses bodies of more bytes than `limit`, by their announced or their real size."""
+
+    def __init__(self, app: ASGIApp, limit: int):
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and raises while its body is read where that is too long."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refusal = {"detail": f"the body is too large; send at most {self.limit // 2**20} MiB, in several requests"}
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self.limit:
+            await JSONResponse(refusal, 413)(scope, receive, send)
+            return
+        read = 0
+
+        async def count() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.limit:
+                raise HTTPException(413, refusal["detail"])
+            return message
+
+        await self.app(scope, count, send)
+
+
+api.add_middleware(LimitBody, limit=MAX_BODY_BYTES)
+
+
+@api.exception_handler(RequestValidationError)
+async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Names the place and what would be right; FastAPI's own answer would repeat the input."""
+    malformed = any(each["type"] == "json_invalid" for each in error.errors())
+    return JSONResponse({"detail": _reasons(error.errors())}, 400 if malformed else 422)
+
+
+def _reasons(errors: Any) -> str:
+    def reason(error: dict[str, Any]) -> str:
+        place = ".".join(str(part) for part in error["loc"] if part != "body")
+        return f"{place}: {error['msg']}" if place else f"body: {error['msg']}"
+
+    return "; ".join(reason(each) for each in errors[:3])
+
+
+async def read_images(request: Request) -> list[bytes]:
+    """Returns the encoded pictures of a request, from base64 in JSON or from the files of a form.
+
+    Raises:
+        HTTPException: 400 for neither of both or broken JSON, 413 for too large a picture, 422 for other mistakes.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        try:
+            images = Images.model_validate_json(await request.body()).images
+        except ValidationError as error:
+            malformed = any(each["type"] == "json_invalid" for each in error.errors())
+            raise HTTPException(400 if malformed else 422, _reasons(error.errors())) from None
+    elif kind == "multipart/form-data":
+        async with request.form(max_files=MAX_ITEMS) as form:
+            files = form.getlist("images")
+            if not files or any(isinstance(each, str) for each in files) or set(form) != {"images"}:
+                raise HTTPException(422, "images: send each picture as a file in a field named images")
+            images = [await each.read() for each in files if not isinstance(each, str)]
+    else:
+        raise HTTPException(400, "send application/json or multipart/form-data, and say which in content-type")
+    for i, image in enumerate(images):
+        if len(image) > MAX_IMAGE_BYTES:
+            raise HTTPException(
+                413, f"picture {i + 1} is too large; send at most {MAX_IMAGE_BYTES // 2**20} MiB each"
+            )
+    return images
+
+
+@serve.ingress(api)
+class SafeEncoder:
+    """The HTTP face of one replica."""
+
+    def __init__(self, run: Folder, config: Config, key: str):
+        self.encoder = BatchedEncoder(run, config.serve)
+        self.config, self.key = config, key
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        self.encoder.check()
+
+    @api.get("/healthz", response_model=Health)
+    def healthz(self) -> Health:
+        """Whether the encoder gives embeddings."""
+        self.encoder.check()
+        return Health(status="ok")
+
+    @api.get("/v1/model", response_model=Model)
+    def model(self) -> Model:
+        """Which encoder answers."""
+        size = self.encoder.encoder.model.visual.image_size
+        return Model(
+            run=self.config.run,
+            base=self.config.train.base,
+            objective=self.config.train.objective,
+            width=self.encoder.encoder.width,
+            image_size=[size, size] if isinstance(size, int) else list(size),
+            key=self.key,
+        )
+
+    @api.post("/v1/embeddings/text", response_model=Embeddings, responses=REFUSALS)
+    async def texts(self, body: Texts) -> Embeddings:
+        """Embeddings of texts."""
+        embeddings = await self.encoder.embed_texts(body.texts)
+        return Embeddings(embeddings=embeddings.tolist(), model=self.config.run)
+
+    @api.post("/v1/embeddings/image", response_model=Embeddings, responses=REFUSALS, openapi_extra=IMAGES_BODY)
+    async def images(self, request: Request) -> Embeddings:
+        """Embeddings of pictures: base64 in JSON, or files in a form, in a field named `images`."""
+        images = await read_images(request)
+        try:
+            embeddings = await self.encoder.embed_images(images)
+        except UserError as error:
+            raise HTTPException(400, f"{error}; send WebP, JPEG or PNG") from None
+        return Embeddings(embeddings=embeddings.tolist(), model=self.config.run)
+
+
+def build_app(arguments: dict[str, str]) -> serve.Application:
+    """Returns the application of one run's encoder.
+
+    Args:
+        arguments: what stands behind `serve run serve.app:build_app`, as `key=value`.
+
+    Raises:
+        click.ClickException: an unknown argument or setting, or a run without a trained encoder; `serve run` prints
+            it as one line.
+    """
+    try:
+        return _build(dict(arguments))
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _build(arguments: dict[str, str]) -> serve.Application:
+    name, storage = arguments.pop("run", "demo"), arguments.pop("storage", "runs")
+    if wrong := [key for key in arguments if not key.startswith("serve.")]:
+        raise UserError(
+            f"{wrong[0]}: no such argument; there are run, storage and settings such as serve.max_replicas"
+        )
+    run = Folder(storage if "://" in storage else os.path.abspath(storage)) / name
+    manifest = read_manifest(run / "encoder") if run.exists("config.yaml") else None
+    if manifest is None:
+        raise UserError(
+            f"run {name!r} has no safe encoder in {storage}; make one with: python -m jobs.pipeline --run {name}"
+        )
+    text = run.read("config.yaml").decode()
+    config = parse_config(text, f"{run.url}/config.yaml", sets=[f"{k}={v}" for k, v in arguments.items()])
+    settings = config.serve
+    # Both kinds of request fill their batches at once, and one more batch of each waits. Serve's default of five
+    # requests a replica would never fill a batch.
+    busy = 2 * settings.max_batch
+    deployment = serve.deployment(
+        name="SafeEncoder",
+        max_ongoing_requests=2 * busy,
+        max_queued_requests=8 * busy,
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": busy,
+        },
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        health_check_period_s=10,
+        health_check_timeout_s=30,
+    )(SafeEncoder)
+    return deployment.bind(run, config, manifest["key"])

@@ -1,0 +1,93 @@
+"""The safe encoder as a replica runs it: loaded from a run, with requests batched over all callers."""
+
+import asyncio
+import io
+import tempfile
+
+import numpy as np
+import torch
+from PIL import Image
+from ray import serve
+
+from safeclip.artifacts import Folder
+from safeclip.config import Serve
+from safeclip.encoder.model import Encoder, decode_image, load_encoder
+from safeclip.errors import UserError
+from serve.schemas import MAX_IMAGE_PIXELS
+
+
+def load_from_run(run: Folder, device: str) -> Encoder:
+    """Loads a run's safe encoder, by way of a temporary copy where the run lies in an object store."""
+    folder = run / "encoder" / "open_clip"
+    if folder.is_local:
+        return load_encoder(folder.path(), device)
+    with tempfile.TemporaryDirectory() as copy:
+        folder.fs.get(folder.path(), f"{copy}/open_clip", recursive=True)
+        return load_encoder(f"{copy}/open_clip", device)
+
+
+class BatchedEncoder:
+    """An encoder whose requests wait for each other, for a moment, and then pass through it together."""
+
+    def __init__(self, run: Folder, settings: Serve):
+        """Loads the encoder."""
+        self.encoder = load_from_run(run, "cuda" if settings.gpus else "cpu")
+        for method in (self._embed_texts, self._embed_pixels):
+            method.set_max_batch_size(settings.max_batch)
+            method.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
+
+    async def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """Returns embeddings (n, d) of a request's texts."""
+        return await self._embed_texts(texts)
+
+    async def embed_images(self, images: list[bytes]) -> np.ndarray:
+        """Returns embeddings (n, d) of a request's encoded pictures.
+
+        Raises:
+            UserError: a picture does not decode or is too large; other requests do not notice.
+        """
+        pixels = await asyncio.to_thread(self._pixels_of, images)
+        return await self._embed_pixels(pixels)
+
+    def check(self) -> None:
+        """Raises RuntimeError when the encoder no longer gives embeddings of unit length."""
+        norm = float(np.linalg.norm(self.encoder.encode_texts(["a picture"])))
+        if not abs(norm - 1) < 1e-3:
+            raise RuntimeError(f"the encoder gives embeddings of length {norm}")
+
+    def _pixels_of(self, images: list[bytes]) -> np.ndarray:
+        decoded = [decode_image(checked(data, i), f"picture {i + 1}") for i, data in enumerate(images)]
+        return np.stack([self.encoder.resize_image(image) for image in decoded])
+
+    @serve.batch
+    async def _embed_texts(self, requests: list[list[str]]) -> list[np.ndarray]:
+        texts = [text for request in requests for text in request]
+        return _split(await asyncio.to_thread(self.encoder.encode_texts, texts), requests)
+
+    @serve.batch
+    async def _embed_pixels(self, requests: list[np.ndarray]) -> list[np.ndarray]:
+        return _split(await asyncio.to_thread(self._encode_pixels, np.concatenate(requests)), requests)
+
+    @torch.no_grad()
+    def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        tensor = self.encoder.normalize_pixels(torch.from_numpy(pixels).to(self.encoder.device))
+        return self.encoder.model.encode_image(tensor, normalize=True).float().cpu().numpy()
+
+
+def checked(data: bytes, index: int) -> bytes:
+    """Returns an encoded picture, once its header says that it is not too large to decode.
+
+    Raises:
+        UserError: it has too many pixels.
+    """
+    try:
+        width, height = Image.open(io.BytesIO(data)).size
+    except (OSError, ValueError, SyntaxError):
+        return data  # decoding it says what is wrong
+    if width * height > MAX_IMAGE_PIXELS:
+        raise UserError(f"picture {index + 1} has {width}×{height} pixels; send at most {MAX_IMAGE_PIXELS:,} of them")
+    return data
+
+
+def _split(embeddings: np.ndarray, requests: list) -> list[np.ndarray]:
+    return np.split(embeddings, np.cumsum([len(request) for request in requests])[:-1])
