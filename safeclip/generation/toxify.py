@@ -136,7 +136,7 @@ class Toxifier:
         verdicts = self.judge([r["safe_caption"] for r in rows], texts, [r["concept"] for r in rows])
         for row, text, verdict in zip(rows, texts, verdicts, strict=True):
             row["candidates"] += 1
-            dropped = guard.check(text, row["concept"])
+            dropped = guard.check_pair(row["safe_caption"], row["concept"], text)
             if dropped:
                 row.update(unsafe_caption=None, text_score=None, reject=dropped)
             else:

@@ -22,7 +22,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from safeclip.world.scenes import IMAGE_SIZE, object_names
 
 WEIGHTS = Path(__file__).parent / "weights"
-LATENT_SCALE = 1.0  # one over the latents' standard deviation; safeclip.world.train prints it with the autoencoder
+LATENT_SCALE = 3.7698  # one over the latents' standard deviation; safeclip.world.train prints it with the autoencoder
 CONTEXT_LENGTH = 32  # tokens; the longest caption of the grammar has 21
 
 ENCODER_CONFIG: dict[str, Any] = {

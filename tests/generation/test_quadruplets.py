@@ -1,0 +1,118 @@
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safeclip.artifacts import Folder, Stage, open_run, read_manifest
+from safeclip.config import load_config
+from safeclip.errors import UserError
+from safeclip.generation.quadruplets import join_rows, make_quadruplets, purge, split_of
+from safeclip.generation.units import summary_of, write_unit
+from safeclip.records import CAPTION, SPLITS, UNSAFE_CAPTION, UNSAFE_IMAGE, row_id
+
+
+def _tables(ids):
+    """Three stages' rows; every fifth id has no accepted unsafe caption, every seventh no accepted picture."""
+    safe = [{"id": i, "concept": "weapons", "safe_caption": f"safe {i}", "safe_image": b"s"} for i in ids]
+    texts = [
+        {"id": r["id"], "concept": "weapons", "safe_caption": r["safe_caption"], "unsafe_caption": f"unsafe {r['id']}", "candidates": 1,
+         "text_score": 1.0, "reject": "no" if n % 5 == 0 else None}
+        for n, r in enumerate(safe)
+    ]  # fmt: skip
+    images = [
+        {"id": r["id"], "unsafe_caption": r["unsafe_caption"], "unsafe_image": b"u", "seed": 1, "tries": 1,
+         "image_score": 0.9, "reject": "no" if n % 7 == 0 else None}
+        for n, r in enumerate(texts) if r["reject"] is None
+    ]  # fmt: skip
+    rows = ((safe, CAPTION), (texts, UNSAFE_CAPTION), (images, UNSAFE_IMAGE))
+    return [pa.Table.from_pylist(part, schema) for part, schema in rows]
+
+
+def _run(tmp_path, ids, units=3):
+    config = load_config(sets=[f"storage={tmp_path}"])
+    run = open_run(config)
+    for name in ("captions", "unsafe_captions", "unsafe_images"):
+        (run / name).make()
+    statistics = {name: [] for name in ("captions", "unsafe_captions", "unsafe_images")}
+    for index in range(units):
+        for name, table in zip(statistics, _tables(ids[index::units]), strict=True):
+            statistics[name].append(write_unit(run / name, f"{index:05d}.parquet", table))
+    for name, found in statistics.items():
+        Stage(run / name, "key").finish(0.0, summary_of(found))
+    return config, run
+
+
+IDS = [row_id(f"caption {n}", "weapons") for n in range(120)]
+
+
+def test_quadruplets_are_the_rows_that_every_stage_accepted(tmp_path):
+    config, run = _run(tmp_path, IDS)
+    manifest = make_quadruplets(config, run)
+    rows = []
+    for split in SPLITS:
+        folder = run / "quadruplets" / split
+        found = [r for file in folder.files(".parquet") for r in folder.read_table(file).to_pylist()]
+        assert {r["split"] for r in found} == {split}
+        assert len(found) == manifest["data"]["quadruplets"][split]
+        rows += found
+    assert len({r["id"] for r in rows}) == len(rows) == manifest["rows"]
+    assert all(r["unsafe_caption"] == f"unsafe {r['id']}" and r["safe_caption"] == f"safe {r['id']}" for r in rows)
+    assert manifest["data"]["captions"] == 120
+    assert manifest["rows"] + sum(manifest["data"]["rejected"].values()) == 120
+    sheet = (run / "quadruplets").read("datasheet.md").decode()
+    assert "OpenMoji" in sheet
+    assert "world:llm" in sheet
+
+
+def test_hash_is_of_the_content(tmp_path):
+    hashes = [make_quadruplets(*_run(tmp_path / name, ids))["content_hash"] for name, ids in
+              (("one", IDS), ("same", IDS), ("other", IDS[:-9]))]  # fmt: skip
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_second_call_changes_nothing(tmp_path):
+    config, run = _run(tmp_path, IDS)
+    assert make_quadruplets(config, run) == make_quadruplets(config, run)
+
+
+def test_too_few_rows_for_a_split_is_an_error_and_leaves_no_manifest(tmp_path):
+    config, run = _run(tmp_path, IDS[:3], units=1)
+    with pytest.raises(UserError, match="give more captions"):
+        make_quadruplets(config, run)
+    assert read_manifest(run / "quadruplets") is None
+
+
+def test_missing_stage_is_named(tmp_path):
+    config = load_config(sets=[f"storage={tmp_path}"])
+    with pytest.raises(UserError, match="captions is not complete"):
+        make_quadruplets(config, open_run(config))
+
+
+def test_purge_leaves_no_unsafe_picture(tmp_path):
+    config, run = _run(tmp_path, IDS)
+    make_quadruplets(config, run)
+    assert purge(run) == ["unsafe_images", "quadruplets"]
+    assert not (run / "unsafe_images").exists()
+    assert not (run / "quadruplets").exists()
+    assert purge(Folder(str(tmp_path / "none"))) == []
+
+
+@given(st.text(alphabet="0123456789abcdef", min_size=16, max_size=16), st.integers(0, 5))
+def test_split_is_a_function_of_id_and_seed(row, seed):
+    assert split_of(row, seed, 0.1, 0.1) == split_of(row, seed, 0.1, 0.1)
+    # A row leaves the test split only by a smaller share of it.
+    if split_of(row, seed, 0.1, 0.1) == "test":
+        assert split_of(row, seed, 0.3, 0.2) == "test"
+
+
+def test_splits_have_about_the_shares_asked_for():
+    splits = [split_of(row_id(str(n), "blood"), 0, 0.2, 0.1) for n in range(4000)]
+    assert abs(splits.count("validation") / 4000 - 0.2) < 0.02
+    assert abs(splits.count("test") / 4000 - 0.1) < 0.02
+
+
+def test_join_keeps_the_order_of_the_captions():
+    captions, texts, images = _tables(IDS[:20])
+    rows = join_rows(captions, texts, images.take(list(reversed(range(len(images))))))
+    order = [r["id"] for r in captions.to_pylist()]
+    assert [r["id"] for r in rows] == [i for i in order if i in {r["id"] for r in rows}]

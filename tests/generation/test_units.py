@@ -1,0 +1,104 @@
+import os
+import signal
+from functools import partial
+
+import pyarrow as pa
+import pytest
+
+from safeclip.artifacts import Folder, Stage
+from safeclip.config import Resources
+from safeclip.errors import UserError
+from safeclip.generation.units import plan_units, remove_others, run_units, summary_of, write_unit
+
+ROWS = pa.schema([("id", pa.string()), ("number", pa.int64()), ("reject", pa.string())])
+
+
+def _table(rows):
+    return pa.Table.from_pylist(rows, ROWS)
+
+
+class Square:
+    """Squares numbers; rejects those over a limit; says who worked in a file of its own; may die once."""
+
+    def __init__(self, limit, dies_at=None, marks=None):
+        self.limit, self.dies_at, self.marks = limit, dies_at, marks
+
+    def __call__(self, table):
+        rows = table.to_pylist()
+        if self.marks:
+            with open(f"{self.marks}/{rows[0]['id']}", "a") as file:
+                file.write(f"{os.getpid()}\n")
+            if self.dies_at == rows[0]["number"] and not os.path.exists(f"{self.marks}/died"):
+                open(f"{self.marks}/died", "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+        for row in rows:
+            row["number"] **= 2
+            row["reject"] = "too large" if row["number"] > self.limit else None
+        return _table(rows)
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = Folder(str(tmp_path / "source"))
+    folder.make()
+    units = []
+    for unit in range(4):
+        rows = [{"id": f"{unit}-{i}", "number": 3 * unit + i, "reject": None} for i in range(3)]
+        rows.append({"id": f"{unit}-x", "number": 0, "reject": "rejected before"})
+        units.append(write_unit(folder, f"{unit:05d}.parquet", _table(rows)))
+    return folder, {"units": units}
+
+
+def _run(tmp_path, name, source, limit=50, actors=2, **more):
+    folder = Folder(str(tmp_path / name))
+    folder.make()
+    units = plan_units(source[1], limit)
+    return folder, run_units(
+        Stage(folder, "key"), units, partial(Square, limit, **more), source[0], Resources(actors=actors)
+    )
+
+
+def test_every_accepted_row_is_worked_on_once_and_counted(ray_cluster, tmp_path, source):
+    folder, units = _run(tmp_path, "out", source)
+    rows = [r for u in units for r in folder.read_table(u["name"]).to_pylist()]
+    assert [r["number"] for r in rows] == [n**2 for n in range(12)]
+    summary = summary_of(units)
+    assert (summary["rows"], summary["accepted"]) == (12, 8)
+    assert summary["rejected"] == {"too large": 4}
+
+
+def test_result_does_not_depend_on_the_number_of_actors(ray_cluster, tmp_path, source):
+    one, two = (summary_of(_run(tmp_path, str(n), source, actors=n)[1]) for n in (1, 2))
+    assert one == two
+
+
+def test_work_goes_on_where_it_was_cut_off_and_other_settings_start_anew(ray_cluster, tmp_path, source):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    folder, first = _run(tmp_path, "out", source, marks=str(marks))
+    folder.fs.rm(folder.path(first[2]["name"]))
+    folder.write(first[1]["name"], b"damaged")
+    _, again = _run(tmp_path, "out", source, marks=str(marks))
+    assert again == first
+    workers = {file.name: len(file.read_text().split()) for file in marks.iterdir()}
+    assert workers == {"0-0": 1, "1-0": 2, "2-0": 2, "3-0": 1}
+    _, other = _run(tmp_path, "out", source, limit=5)
+    assert not {u["name"] for u in other} & {u["name"] for u in first}
+    remove_others(folder, other)
+    assert folder.files(".parquet") == sorted(u["name"] for u in other)
+
+
+def test_a_killed_actor_costs_nothing_but_its_unit(ray_cluster, tmp_path, source):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    undisturbed = _run(tmp_path, "undisturbed", source)[1]
+    disturbed = _run(tmp_path, "disturbed", source, marks=str(marks), dies_at=6)[1]
+    assert (marks / "died").exists()
+    assert disturbed == undisturbed
+
+
+def test_no_write_permission_is_said_in_one_line(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        (Folder(str(blocked)) / "stage").make()
