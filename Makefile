@@ -1,16 +1,35 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint
+.PHONY: help setup demo test lint serve
 
-help:  ## what can be made
+RUN ?= demo
+STORAGE ?= runs
+ARGS ?=
+python := .venv/bin/python
+
+help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+	@echo
+	@echo 'variables, as in `make demo RUN=mine`:'
+	@echo '  RUN=demo       the run, and its folder'"'"'s name (demo, serve)'
+	@echo '  ARGS=...       more words for the job: --profile full, --set train.epochs=3 (demo), or for pytest (test)'
+	@echo '  STORAGE=runs   the folder or URL that runs lie in (demo, serve)'
+	@echo '  PROFILE=cpu    the lock to install, cpu or gpu; by whether an NVIDIA GPU answers unless given (all)'
+	@echo '  PYTHON=python3.11   the Python that .venv is made from (all)'
 
 setup:  ## .venv from the lock that fits this machine
 	@cluster/setup.sh
 
+demo: setup  ## from captions to a safe encoder and its report, in the embedded world
+	$(python) -m jobs.pipeline --run $(RUN) --set storage=$(STORAGE) $(ARGS)
+
+serve: setup  ## the endpoint of a run's safe encoder, on http://127.0.0.1:8000
+	@RAY_AUTH_MODE=$${RAY_AUTH_MODE:-disabled} RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 \
+		.venv/bin/serve run serve.app:build_app run=$(RUN) storage=$(STORAGE)
+
 test: setup  ## the tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(python) -m pytest $(ARGS)
 
 lint: setup  ## style and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy safeclip
+	.venv/bin/mypy safeclip jobs serve

@@ -16,12 +16,12 @@ lock=cluster/requirements/$profile.txt
 
 # The stamp is written last, so an interrupted set-up is done again.
 stamp=.venv/.setup
-wanted=$(cat "$lock" pyproject.toml cluster/torchvision_shim.py cluster/setup.sh | sha256sum | cut -d' ' -f1)
+wanted=$(cat "$lock" cluster/torchvision_shim.py cluster/setup.sh | sha256sum | cut -d' ' -f1)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
 
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null 2>&1 || fail "needs Python 3.11 ($python was not found); name another with PYTHON="
-[ -x .venv/bin/python ] || "$python" -m venv .venv || fail "could not make .venv (is the venv module installed, and the folder writable?)"
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv || fail "could not make .venv (is the venv module installed, and the folder writable?)"
 
 echo "setup: installing $lock into .venv (a few minutes the first time)"
 .venv/bin/python -m pip install --quiet --no-deps --disable-pip-version-check -r "$lock" 2> .venv/setup.log \
