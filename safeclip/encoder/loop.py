@@ -1,6 +1,7 @@
 """What each training worker does: steps over its share of the batches, validation, a checkpoint an epoch."""
 
 import json
+import logging
 import math
 import tempfile
 import time
@@ -222,7 +223,7 @@ class Worker:
         (total * self.workers).backward()  # DDP averages over the workers what is a sum
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         self.optimizer.step()
-        return {"total": float(total), **{name: float(loss) for name, loss in losses.items()}}, float(norm)
+        return {"total": total.item(), **{name: loss.item() for name, loss in losses.items()}}, norm.item()
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
@@ -290,6 +291,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
+    logging.getLogger().setLevel(logging.WARNING)  # open_clip tells at length how it loads
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), str(ray.train.torch.get_device())
     worker = Worker(

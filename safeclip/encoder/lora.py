@@ -92,8 +92,11 @@ def add_lora(clip: Any, config: Lora, seed: int = 0) -> PeftModel:
 
 
 def adapter_state(student: PeftModel) -> dict[str, torch.Tensor]:
-    """Returns the adapters' weights by name, on the CPU."""
-    return {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(student).items()}
+    """Returns a copy of the adapters' weights by name, on the CPU."""
+    return {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for k, v in get_peft_model_state_dict(student).items()
+    }
 
 
 def load_adapter_state(student: PeftModel, state: dict[str, torch.Tensor]) -> None:

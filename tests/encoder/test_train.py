@@ -11,12 +11,13 @@ from safeclip.config import Config, load_config
 from safeclip.encoder.loop import Plan, Progress, Worker, learning_rate
 from safeclip.encoder.lora import adapter_state
 from safeclip.encoder.model import load_encoder
+from safeclip.encoder.objectives import SafeClip
 from safeclip.encoder.teacher import embed_rows, plan_units
 from safeclip.encoder.train import check_settings, train_encoder
 from safeclip.errors import UserError
 from tests.encoder.quadruplets import render_quadruplets, write_quadruplets
 
-SETTINGS = ["train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.lora.dropout=0.0"]
+SETTINGS = ["train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.lora={alpha: 16.0, dropout: 0.0}"]
 COUNTS = {"train": 25, "validation": 7}
 
 
@@ -37,9 +38,8 @@ def test_the_manifest_tells_what_was_trained(trained):
     done = manifest["train"]
     assert (done["objective"], done["epochs"], done["steps"], done["workers"]) == ("safe-clip", 2, 6, 2)
     assert done["samples_per_second"] > 0
-    first, last = manifest["history"][0]["loss"], manifest["history"][-1]["loss"]
-    assert set(first) == {"total", *(f"{k}({p})" for k, p in [("d", "S,S_ref"), ("d", "U,S_ref"), ("d", "V,V_ref"),
-        ("d", "G,V_ref"), ("C", "S,V_ref"), ("C", "U,V_ref"), ("C", "V,S_ref"), ("C", "G,S_ref")])}  # fmt: skip
+    first, last = (record["loss"] for record in manifest["history"])
+    assert first.keys() == {"total", *SafeClip.weights}
     assert last["total"] < first["total"]
     assert not [p for p in Path(run.path("encoder")).iterdir() if p.name.startswith("training-")]
 
@@ -126,7 +126,7 @@ def test_validation_does_not_depend_on_the_batch(plan):
 
 
 def test_a_loss_that_is_no_number_ends_the_epoch(plan):
-    worker = Worker(plan("diverging", "train.learning_rate=1e30"))
+    worker = Worker(plan("diverging", "train.learning_rate=1.0e+30"))
     assert worker.take_epoch() is None
 
 
