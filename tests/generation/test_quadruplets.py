@@ -15,8 +15,8 @@ def _tables(ids):
     """Three stages' rows; every fifth id has no accepted unsafe caption, every seventh no accepted picture."""
     safe = [{"id": i, "concept": "weapons", "safe_caption": f"safe {i}", "safe_image": b"s"} for i in ids]
     texts = [
-        {"id": r["id"], "concept": "weapons", "safe_caption": r["safe_caption"], "unsafe_caption": f"unsafe {r['id']}", "candidates": 1,
-         "text_score": 1.0, "reject": "no" if n % 5 == 0 else None}
+        {**r, "unsafe_caption": f"unsafe {r['id']}", "candidates": 1, "text_score": 1.0,
+         "reject": "no" if n % 5 == 0 else None}
         for n, r in enumerate(safe)
     ]  # fmt: skip
     images = [
@@ -24,6 +24,7 @@ def _tables(ids):
          "image_score": 0.9, "reject": "no" if n % 7 == 0 else None}
         for n, r in enumerate(texts) if r["reject"] is None
     ]  # fmt: skip
+    texts = [{k: r[k] for k in UNSAFE_CAPTION.names} for r in texts]
     rows = ((safe, CAPTION), (texts, UNSAFE_CAPTION), (images, UNSAFE_IMAGE))
     return [pa.Table.from_pylist(part, schema) for part, schema in rows]
 
