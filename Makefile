@@ -23,7 +23,8 @@ demo: setup  ## from captions to a safe encoder and its report, in the embedded 
 	$(python) -m jobs.pipeline --run $(RUN) --set storage=$(STORAGE) $(ARGS)
 
 serve: setup  ## the endpoint of a run's safe encoder, on http://127.0.0.1:8000
-	@RAY_AUTH_MODE=$${RAY_AUTH_MODE:-disabled} RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 \
+# Replicas take pickled calls from each other on all of the machine's addresses, so Ray's tokens stay on.
+	@RAY_AUTH_MODE=token RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 \
 		.venv/bin/serve run serve.app:build_app run=$(RUN) storage=$(STORAGE)
 
 test: setup  ## the tests
