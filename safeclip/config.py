@@ -32,7 +32,7 @@ class Ray(Section):
     """How a job finds its cluster."""
 
     address: str | None = None
-    """The cluster's address; without one, a running cluster is joined, or Ray is started on this machine."""
+    """The cluster's address; without one, RAY_ADDRESS names it, or Ray is started on this machine."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here; as many as the machine has unless given."""
     object_store_mb: int = Field(300, ge=100)
