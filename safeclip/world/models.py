@@ -102,7 +102,9 @@ def build_unet() -> UNet2DConditionModel:
 
 def noise_scheduler() -> DPMSolverMultistepScheduler:
     """Returns the generator's noise schedule: cosine, predicting v (Salimans & Ho, 2022), for few steps."""
-    return DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    return DPMSolverMultistepScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", steps_offset=1
+    )
 
 
 def build_generator(clip: open_clip.CLIP | None = None) -> StableDiffusionPipeline:
