@@ -5,6 +5,7 @@ Prints the table of safeclip/world/README.md and writes the sheet of 64 pictures
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,12 +40,14 @@ def judge_accuracy(drawn: list[scenes.Scene], judge: WorldImageJudge) -> float:
     """Returns the share of rendered scenes of which the judge names exactly the objects."""
     names = scenes.object_names()
     seen = judge.probabilities([encode_webp(Image.fromarray(scenes.render(s))) for s in drawn]) >= judge.threshold
-    return float(np.mean([{names[i] for i in np.flatnonzero(r)} == set(s.objects) for r, s in zip(seen, drawn)]))  # noqa: B905
+    return float(
+        np.mean([{names[i] for i in np.flatnonzero(r)} == set(s.objects) for r, s in zip(seen, drawn, strict=True)])
+    )
 
 
 def draw(drawn: list[scenes.Scene]) -> tuple[list[Image.Image], float]:
     """Returns the generator's pictures of scenes' captions, one try each, and the seconds an image took."""
-    pipeline = models.build_generator()
+    pipeline: Any = models.build_generator()
     pipeline.set_progress_bar_config(disable=True)
     began, pictures = time.monotonic(), []
     for start in range(0, len(drawn), 16):
