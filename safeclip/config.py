@@ -154,6 +154,8 @@ class Lora(Section):
     rank: int = Field(16, ge=1)
     alpha: float = Field(1.0, gt=0)
     dropout: float = Field(0.1, ge=0, lt=1)
+    targets: str | None = None
+    """Regular expression for the whole name of the modules that carry adapters; the paper's modules unless given."""
 
 
 class Train(Section):

@@ -18,6 +18,7 @@ from torch import nn
 
 from safeclip.config import Lora
 from safeclip.encoder.export import huggingface_name
+from safeclip.errors import UserError
 
 TARGETS = r"(.*\.)?(attn\.(k_proj|v_proj|out_proj)|mlp\.(c_fc|c_proj)|conv1)"
 
@@ -79,16 +80,26 @@ def add_lora(clip: Any, config: Lora, seed: int = 0) -> PeftModel:
         clip: a plain `open_clip.CLIP`.
         config: rank, alpha and dropout.
         seed: of the adapters' first values; the embeddings equal the CLIP's whatever they are.
+
+    Raises:
+        UserError: `config.targets` names no module.
     """
     student = copy.deepcopy(clip)
     for block in _blocks(student):
         block.attn = SplitAttention(block.attn)
     settings = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=TARGETS, bias="none"
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.targets or TARGETS,
+        bias="none",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(student, settings)
+        try:
+            return get_peft_model(student, settings)
+        except ValueError as error:
+            raise UserError(f"train.lora.targets: {config.targets!r} names no layer that can be adapted") from error
 
 
 def adapter_state(student: PeftModel) -> dict[str, torch.Tensor]:
@@ -119,6 +130,6 @@ def save_adapter(student: PeftModel, folder: Path) -> None:
     state = {prefix + huggingface_name(k.removeprefix(prefix)): v for k, v in adapter_state(student).items()}
     save_file(state, folder / "adapter_model.safetensors")
     settings: Any = copy.deepcopy(student.peft_config["default"])
-    settings.target_modules = r".*\.(k_proj|v_proj|out_proj|fc1|fc2|patch_embedding)"
+    settings.target_modules = sorted({name.removeprefix(prefix).rsplit(".lora_", 1)[0] for name in state})
     settings.inference_mode = True
     settings.save_pretrained(folder)

@@ -9,6 +9,7 @@ from safeclip.encoder.export import to_huggingface
 from safeclip.encoder.lora import adapter_state, add_lora, load_adapter_state, merge_lora, save_adapter
 from safeclip.encoder.model import encode_tokens, load_encoder
 from safeclip.encoder.objectives import Embeddings, SafeClip
+from safeclip.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,9 @@ def test_only_adapters_are_trained_on_the_papers_layers(encoder):
     assert layers == {"k_proj", "v_proj", "out_proj", "c_fc", "c_proj", "conv1"}
 
 
-def test_merged_weights_and_the_saved_adapter_give_the_students_embeddings(encoder, inputs, tmp_path):
-    student = train_a_little(add_lora(encoder.model, Lora(alpha=16.0)), inputs)
+@pytest.mark.parametrize("targets", [None, r".*resblocks\.0\.mlp\.(c_fc|c_proj)|.*conv1"])
+def test_merged_weights_and_the_saved_adapter_give_the_students_embeddings(encoder, inputs, tmp_path, targets):
+    student = train_a_little(add_lora(encoder.model, Lora(alpha=16.0, targets=targets)), inputs)
     with torch.no_grad():
         expected = embed(student.get_base_model(), inputs)
         merged = merge_lora(student)
@@ -91,3 +93,8 @@ def test_an_adapter_state_can_be_put_back(encoder, inputs):
     load_adapter_state(other, adapter_state(student))
     with torch.no_grad():
         assert torch.equal(embed(other.get_base_model(), inputs), embed(student.get_base_model(), inputs))
+
+
+def test_targets_that_name_nothing_are_refused(encoder):
+    with pytest.raises(UserError, match=r"train\.lora\.targets"):
+        add_lora(encoder.model, Lora(targets="nothing"))
