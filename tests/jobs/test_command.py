@@ -258,7 +258,8 @@ def test_a_signal_while_workers_train_ends_the_job_and_its_processes(ray_free_en
         start_new_session=True,
     )
     try:
-        assert job.stdout.readline() == "training\n"
+        first = job.stdout.readline()
+        assert first == "training\n", job.stderr.read()
         job.send_signal(number)
         _, said = job.communicate(timeout=60)
     finally:
