@@ -141,7 +141,8 @@ def test_another_runs_settings_are_refused_unless_they_may_replace_it(tmp_path):
     changed = run_config(tmp_path, "train.epochs=1", "seed=7")
     with pytest.raises(UserError) as refused:
         open_run(changed)
-    for part in ("seed: 0 → 7", f"train.epochs: {load_config().train.epochs} → 1", "give another --run, or --replace"):
+    epochs = f"train.epochs: {run_config(tmp_path).train.epochs} → 1"
+    for part in ("seed: 0 → 7", epochs, "give another --run, or --replace"):
         assert part in str(refused.value)
     assert saved_config(open_run(changed, replace=True)) == changed
 
