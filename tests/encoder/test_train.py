@@ -17,7 +17,10 @@ from safeclip.encoder.train import check_settings, train_encoder
 from safeclip.errors import UserError
 from tests.encoder.quadruplets import render_quadruplets, write_quadruplets
 
-SETTINGS = ["train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.lora={alpha: 16.0, dropout: 0.0}"]
+SETTINGS = [
+    "train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.schedule=constant",
+    "train.lora={alpha: 16.0, dropout: 0.0, targets: null}",
+]  # fmt: skip
 COUNTS = {"train": 25, "validation": 7}
 
 
