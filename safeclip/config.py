@@ -61,8 +61,6 @@ class Toxify(Section):
 
     model: str
     """`world:llm`, a folder, or a hub name that vLLM loads."""
-    adapter: str | None = None
-    """Folder of a LoRA adapter trained by jobs.train_toxifier."""
     examples: str | None = None
     """`world:examples` or a JSONL file of `safe`, `unsafe` and `asked`, shown to the LLM before each caption."""
     terms: dict[str, list[str]] = {}
@@ -135,7 +133,7 @@ class Generate(Section):
     max_reject_fraction: float = Field(0.5, ge=0, le=1)
     """A stage that rejects a larger share of its rows ends with the counts."""
     retention_days: int | None = Field(90, ge=0)
-    """How long unsafe pictures are meant to be kept; `python -m jobs.generate --purge` carries it out."""
+    """How long unsafe pictures are meant to be kept, as the datasheet says; `jobs.generate --purge` deletes them."""
     toxify: Toxify
     illustrate: Illustrate
     judges: Judges

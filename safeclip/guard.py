@@ -192,5 +192,5 @@ def check_pair(safe_caption: str, concept: str, unsafe_caption: str = "") -> str
     """
     try:
         return _check([safe_caption, unsafe_caption], concept)
-    except Exception:
+    except Exception:  # whatever it is: a gate that fails must stay closed
         return ERROR

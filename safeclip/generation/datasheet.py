@@ -32,7 +32,6 @@ def datasheet(config: Config, manifests: dict[str, dict[str, Any]], data: dict[s
     retention = "no limit set" if generate.retention_days is None else f"{generate.retention_days} days"
     models = {
         "LLM": generate.toxify.model,
-        "LLM adapter": generate.toxify.adapter or "none",
         "text-to-image": generate.illustrate.model,
     }
     judges = {

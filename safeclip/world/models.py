@@ -22,7 +22,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from safeclip.world.scenes import IMAGE_SIZE, object_names
 
 WEIGHTS = Path(__file__).parent / "weights"
-LATENT_SCALE = 3.7698  # one over the latents' standard deviation; safeclip.world.train prints it with the autoencoder
+LATENT_SCALE = 3.7698  # one over the latents' standard deviation; a test measures it again
 CONTEXT_LENGTH = 32  # tokens; the longest caption of the grammar has 21
 
 ENCODER_CONFIG: dict[str, Any] = {
@@ -74,7 +74,7 @@ def build_judge() -> ResNet:
 def build_vae() -> AutoencoderTiny:
     """Returns the generator's autoencoder: 3×64×64 pixels to 16×8×8 latents and back.
 
-    The kind without normalisation layers (TAESD): on a CPU it costs a fifth of AutoencoderKL, and learns colours.
+    The kind without normalisation layers (TAESD): cheaper on a CPU than AutoencoderKL, which lost colours.
     """
     return AutoencoderTiny(
         latent_channels=16,

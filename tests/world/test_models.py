@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+
+from safeclip.generation.judges import WorldImageJudge
+from safeclip.world import measure, models
+from safeclip.world.train import latent_scale
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_encoder_and_judge_know_scenes_that_they_were_not_trained_on(unsafe):
+    drawn = measure.distinct_scenes(200, 21, unsafe)
+    assert len(drawn) == len({s.key for s in drawn}) == 200
+    assert all(s.reserved and bool(s.concepts) == unsafe for s in drawn)
+    assert min(measure.encoder_recall(drawn)) >= 0.95
+    assert measure.judge_accuracy(drawn, WorldImageJudge(0.5)) >= 0.98
+
+
+def test_generator_draws_what_a_caption_says():
+    pictures, _ = measure.draw(drawn := measure.distinct_scenes(32, 22, unsafe=True))
+    names = measure.scenes.object_names()
+    seen = WorldImageJudge(0.5).probabilities([measure.encode_webp(p) for p in pictures])
+    asked = [[seen[i, names.index(name)] for name in scene.objects] for i, scene in enumerate(drawn)]
+    others = [seen[i, names.index(name)] for i, s in enumerate(drawn) for name in names if name not in s.objects]
+    assert np.mean(asked) > 0.5
+    assert np.mean(others) < 0.05
+
+
+def test_latents_are_scaled_by_what_they_measure():
+    vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
+    assert latent_scale(vae) == pytest.approx(models.LATENT_SCALE, rel=1e-3)
+
+
+def test_missing_weights_are_named_with_the_command_that_makes_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"safeclip\.world\.train"):
+        models.load_weights(models.build_judge(), tmp_path / "judge.safetensors")
