@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from safeclip.artifacts import Folder
 from safeclip.config import Evaluate
@@ -57,17 +56,13 @@ def embed_sets(
 
     files = [{"set": s.name, "folder": _absolute(s.folder).url, "file": name} for s in sets for name in s.files]
     resources = settings.resources
-    rows = ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
-        _read_file,
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=0,  # reading waits for disks; it must go on while the actors hold all CPUs
-    )
-    embedded = rows.map_batches(
+    sources = {k: _absolute(v) if isinstance(v, Folder) else v for k, v in encoders.items()}
+    # The actors read for themselves: reading tasks would each start a process that takes half a GiB.
+    embedded = ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
         Embedder,
-        fn_constructor_args=({k: _absolute(v) if isinstance(v, Folder) else v for k, v in encoders.items()},),
+        fn_constructor_args=(sources, settings.batch),
         compute=ActorPoolStrategy(size=min(resources.actors, len(files))),
-        batch_size=settings.batch,
+        batch_size=1,
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
     )
@@ -77,21 +72,27 @@ def embed_sets(
 
 
 class Embedder:
-    """A Ray Data actor that embeds the four sides of quadruplets."""
+    """A Ray Data actor that embeds the four sides of quadruplets, a file at a time."""
 
-    def __init__(self, encoders: dict[str, str | Folder]) -> None:
+    def __init__(self, encoders: dict[str, str | Folder], batch: int) -> None:
         import ray
 
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         self.encoders = {label: _load(source, device) for label, source in encoders.items()}
+        self.batch = batch
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns what identifies the rows, and `<encoder>/<side>` of shape (n, d) for each encoder and side."""
-        found = {name: batch[name] for name in ("set", "file", "id", "concept")}
-        for label, encoder in self.encoders.items():
-            for side, column in _SIDES.items():
+    def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns what identifies a file's rows, and `<encoder>/<side>` of shape (n, d) for each encoder and side."""
+        place = {name: str(row[name][0]) for name in ("set", "folder", "file")}
+        table = Folder(place["folder"]).read_table(place["file"])
+        found = {name: np.array(table[name].to_pylist()) for name in ("id", "concept")}
+        found |= {name: np.array([place[name]] * len(table)) for name in ("set", "file")}
+        for side, column in _SIDES.items():
+            values = table[column].to_pylist()
+            parts = [values[start : start + self.batch] for start in range(0, len(values), self.batch)]
+            for label, encoder in self.encoders.items():
                 encode = encoder.encode_texts if side.endswith("text") else encoder.encode_images
-                found[f"{label}/{side}"] = encode(list(batch[column]))
+                found[f"{label}/{side}"] = np.concatenate([encode(part) for part in parts])
         return found
 
 
@@ -104,14 +105,6 @@ def _load(source: str | Folder, device: str) -> Encoder:
         copy = Path(local) / "encoder"
         source.fs.get(source.path(), str(copy), recursive=True)
         return load_encoder(str(copy), device)
-
-
-def _read_file(batch: pa.Table) -> pa.Table:
-    (row,) = batch.to_pylist()
-    table = Folder(row["folder"]).read_table(row["file"]).select(["id", "concept", *_SIDES.values()])
-    for name in ("set", "file"):
-        table = table.append_column(name, pa.array([row[name]] * len(table), pa.string()))
-    return table
 
 
 def _absolute(folder: Folder) -> Folder:
