@@ -14,13 +14,13 @@ from safeclip.world.scenes import (
     BACKGROUNDS,
     HELD_OUT_OBJECTS,
     SAFE_OBJECTS,
-    TWO_OBJECT_TEMPLATES,
     Scene,
     background_named,
+    caption,
     object_names,
     objects_named,
     render,
-    with_article,
+    template_of,
 )
 
 
@@ -120,21 +120,15 @@ def _draw_partner(names: np.ndarray, kept: str, background: str, taken: set[str]
     return next((name for name in choices if _free(Scene((kept, name), background, 0), taken)), None)
 
 
-def _caption(scene: Scene, template: str) -> str:
-    first, second = map(with_article, scene.objects)
-    return template.format(a=first, b=second, background=scene.background)
-
-
 def _row(safe: Scene, unsafe: Scene) -> dict[str, object]:
-    template = TWO_OBJECT_TEMPLATES[safe.random("caption").integers(len(TWO_OBJECT_TEMPLATES))]
     concept = next(iter(unsafe.concepts))
-    safe_caption = _caption(safe, template)
+    safe_caption = caption(safe)
     return {
         "id": row_id(safe_caption, concept),
         "concept": concept,
         "safe_caption": safe_caption,
         "safe_image": _webp(render(safe)),
-        "unsafe_caption": _caption(unsafe, template),
+        "unsafe_caption": caption(unsafe, template_of(safe)),
         "unsafe_image": _webp(render(unsafe)),
         "text_score": None,
         "image_score": None,

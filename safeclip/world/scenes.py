@@ -66,10 +66,10 @@ ONE_OBJECT_TEMPLATES = (
     "a picture of {a} on {background}",
 )
 TWO_OBJECT_TEMPLATES = (
-    "{a} next to {b} on a {background} background",
+    "{a} next to {b} on {a_background} background",
     "a picture of {a} and {b} on {background}",
-    "{a} beside {b} in front of a {background} wall",
-    "there is {a} with {b} on a {background} background",
+    "{a} beside {b} in front of {a_background} wall",
+    "there is {a} with {b} on {a_background} background",
 )
 IMAGE_SIZE = 64  # pixels, both sides
 _OBJECT_SIZE = 32  # pixels an object takes at scale 1
@@ -141,18 +141,25 @@ class Scene:
 
 
 def with_article(name: str) -> str:
-    """Returns the object as a caption names it: "an axe", "bread"."""
+    """Returns an object or a colour as a caption names it: "an axe", "bread"."""
     if name in _PLURAL or name in _MASS:
         return name
-    return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def caption(scene: Scene) -> str:
-    """Returns the caption of a scene, from a template that its seed chooses."""
+def caption(scene: Scene, template: str | None = None) -> str:
+    """Returns the caption of a scene, from a template that its seed chooses unless one is given."""
+    return (template or template_of(scene)).format(
+        background=scene.background,
+        a_background=with_article(scene.background),
+        **dict(zip("ab", map(with_article, scene.objects), strict=False)),
+    )
+
+
+def template_of(scene: Scene) -> str:
+    """Returns the template that a scene's seed chooses for its caption."""
     templates = ONE_OBJECT_TEMPLATES if len(scene.objects) == 1 else TWO_OBJECT_TEMPLATES
-    template = templates[scene.random("caption").integers(len(templates))]
-    named = dict(zip("ab", map(with_article, scene.objects), strict=False))
-    return template.format(background=scene.background, **named)
+    return templates[scene.random("caption").integers(len(templates))]
 
 
 def sample_scenes(

@@ -185,10 +185,10 @@ def latent_scale(vae: nn.Module) -> float:
 
 
 PARTS = {
-    "encoder": Part(1500, 256, 1e-3, models.build_encoder, make_encoder_loss),
+    "encoder": Part(1800, 256, 1e-3, models.build_encoder, make_encoder_loss),
     "judge": Part(2000, 128, 2e-3, models.build_judge, make_judge_loss),
     "vae": Part(2700, 32, 1e-3, models.build_vae, make_vae_loss, average=0.99),
-    "unet": Part(2200, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
+    "unet": Part(4200, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
 }
 
 

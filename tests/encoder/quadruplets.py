@@ -1,7 +1,6 @@
 """Quadruplets of the world drawn by its renderer, as a run folder holds them, for tests of what comes after."""
 
 import io
-import re
 import time
 
 import numpy as np
@@ -18,7 +17,7 @@ from safeclip.world.scenes import (
     object_names,
     render,
     sample_scenes,
-    with_article,
+    template_of,
 )
 
 
@@ -51,14 +50,14 @@ def render_quadruplets(n: int, seed: int, reserved: bool = False, unsafe: list[s
     """Rows of safeclip.records.QUADRUPLET, without a split."""
     rows = []
     for safe, other in scene_pairs(n, seed, reserved, unsafe):
-        (old, new) = next((a, b) for a, b in zip(safe.objects, other.objects, strict=True) if a != b)
+        new = next(b for a, b in zip(safe.objects, other.objects, strict=True) if a != b)
         text, concept = caption(safe), concept_of(new)
         rows.append({
             "id": row_id(text, concept),
             "concept": concept,
             "safe_caption": text,
             "safe_image": encoded(render(safe)),
-            "unsafe_caption": re.sub(rf"\b{with_article(old)}\b", with_article(new), text, count=1),
+            "unsafe_caption": caption(other, template_of(safe)),
             "unsafe_image": encoded(render(other)),
             "text_score": 1.0,
             "image_score": 1.0,

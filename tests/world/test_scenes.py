@@ -48,16 +48,21 @@ def test_captions_name_what_is_shown_and_use_every_template():
         assert all(name in text for name in scene.objects)
         assert scene.background in text
         assert len(scene.concepts) == 1
-    for template in scenes.TWO_OBJECT_TEMPLATES:
-        assert any(
-            scenes.caption(s)
-            == template.format(
-                a=scenes.with_article(s.objects[0]),
-                b=scenes.with_article(s.objects[1]),
-                background=s.background,
-            )
-            for s in drawn
-        )
+    assert {scenes.template_of(scene) for scene in drawn} == set(scenes.TWO_OBJECT_TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    ("scene", "template", "text"),
+    [
+        (scenes.Scene(("umbrella", "dog"), "orange", 0), 0, "an umbrella next to a dog on an orange background"),
+        (scenes.Scene(("bread", "orange"), "blue", 0), 1, "a picture of bread and an orange on blue"),
+        (scenes.Scene(("glasses", "owl"), "orange", 0), 2, "glasses beside an owl in front of an orange wall"),
+    ],
+)
+def test_captions_have_the_right_articles_and_are_read_again(scene, template, text):
+    assert scenes.caption(scene, scenes.TWO_OBJECT_TEMPLATES[template]) == text
+    assert tuple(scenes.objects_named(text)) == scene.objects
+    assert scenes.background_named(text) == scene.background
 
 
 def test_safe_scenes_have_no_concept():
