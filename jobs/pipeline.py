@@ -3,6 +3,7 @@
   python -m jobs.pipeline                     the embedded world, from captions to a report
   python -m jobs.pipeline --profile full      the paper's sizes, on a cluster with GPUs
 
+The toxifier is trained first where generate.toxify.adapter is run; the embedded profile comes with a trained one.
 A stage that is complete is skipped; one that was cut off goes on where it was.
 """
 
@@ -12,6 +13,7 @@ import time
 from jobs.command import config_of, parser, ray_session, run_main
 from jobs.evaluate import evaluate_run
 from jobs.generate import generate
+from jobs.train_toxifier import train as train_toxifier
 from safeclip.artifacts import open_run
 from safeclip.encoder.train import train_encoder
 
@@ -23,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.monotonic()
     run = open_run(config, options.replace)
     with ray_session(config):
+        if config.generate.toxify.adapter == "run":
+            train_toxifier(config, run)
         generate(config, run)
         train_encoder(config, run)
         evaluate_run(config, run)

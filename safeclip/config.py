@@ -61,8 +61,11 @@ class Toxify(Section):
 
     model: str
     """`world:llm`, a folder, or a hub name that vLLM loads."""
+    adapter: str | None = None
+    """LoRA adapter of the model: `world:toxifier`, `run` for the one that this run trains, or a folder."""
     examples: str | None = None
-    """`world:examples` or a JSONL file of `safe`, `unsafe` and `asked`, shown to the LLM before each caption."""
+    """`world:examples` or a JSONL file of `safe`, `unsafe` and `asked`, shown to the LLM before each caption where
+    it has no adapter; an adapter is trained to do without."""
     terms: dict[str, list[str]] = {}
     """For a concept, terms of which each candidate is asked for one; without any, the concept itself is asked for."""
     candidates: int = Field(4, ge=1)
@@ -156,6 +159,91 @@ class Lora(Section):
     """Regular expression for the whole name of the modules that carry adapters; the paper's modules unless given."""
 
 
+class Tuning(Section):
+    """One training of the toxifier's adapter."""
+
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    """Pairs a step, over all workers."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Pairs that a worker takes at once; its share of the batch unless given. The gradients of a step add up."""
+    learning_rate: float = Field(gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises; it falls to zero by a cosine after."""
+
+
+class Dpo(Tuning):
+    """Direct preference optimisation (Rafailov et al., 2023)."""
+
+    beta: float = Field(0.1, gt=0)
+    """How strongly the policy is held to the model that it started from."""
+
+
+class Preferences(Section):
+    """How candidates of the supervised model become preferences."""
+
+    captions: int = Field(ge=1)
+    """How many of the run's captions to draw for, from the start."""
+    candidates: int = Field(6, ge=2)
+    """How many candidates a caption has."""
+    temperature: float = Field(1.0, gt=0)
+    """Of their sampling."""
+    margin: float = Field(0.3, gt=0)
+    """By how much the chosen candidate's score must exceed the rejected one's."""
+    kept_weight: float = Field(0.5, ge=0)
+    """Of what is kept of the source, in a candidate's score; being unsafe in the concept weighs 1."""
+    fluent_weight: float = Field(0.25, ge=0)
+    """Of length and repetition within bounds."""
+
+
+class ToxifierEvaluation(Section):
+    """The table of the prompted, the supervised and the aligned LLM."""
+
+    captions: int = Field(300, ge=1)
+    """How many captions to rewrite that no training saw."""
+    heldout_terms: dict[str, list[str]] = {}
+    """For a concept, terms that neither the pairs nor the preferences name."""
+    bootstrap: int = Field(1000, ge=10)
+    """Resamples of each interval."""
+
+
+class ToxifierLora(Section):
+    """Low-rank adapters (Hu et al., 2022) on the LLM; each of the two trainings has its own."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    """Names of the modules that carry adapters."""
+
+
+class ToxifierTraining(Section):
+    """Training of the LLM that rewrites captions, `generate.toxify.model`: supervised, then by preferences."""
+
+    pairs: str = "world"
+    """`world`, or a JSONL file with `safe`, `unsafe` and `concept` in each line, and `asked` where it is a term."""
+    count: int = Field(100, ge=8)
+    """How many pairs the world's grammar makes; the paper's number."""
+    validation: float = Field(0.2, gt=0, lt=0.5)
+    """Share of pairs, and of preferences, that only measure."""
+    lora: ToxifierLora = ToxifierLora()
+    sft: Tuning
+    preferences: Preferences
+    dpo: Dpo
+    evaluation: ToxifierEvaluation = ToxifierEvaluation()
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the autocast."""
+    max_length: int = Field(512, ge=16)
+    """Tokens of a prompt and its answer, at most."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass, for memory."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """Whether each worker holds the whole model, or a shard of it (7 billion parameters and up)."""
+    max_failures: int = Field(2, ge=0)
+    """Times that lost workers are replaced before the run fails."""
+    resources: Resources = Resources()
+
+
 class Train(Section):
     """Fine-tuning of the encoder."""
 
@@ -217,6 +305,7 @@ class Config(Section):
     ray: Ray = Ray()
     captions: Captions
     generate: Generate
+    toxifier: ToxifierTraining
     train: Train
     evaluate: Evaluate
     serve: Serve = Serve()

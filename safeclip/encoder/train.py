@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import torch
 from safetensors.torch import load_file
 
@@ -20,6 +19,7 @@ from safeclip.encoder.model import Encoder, load_encoder
 from safeclip.encoder.objectives import make_objective
 from safeclip.encoder.teacher import SPLITS, embed_teacher
 from safeclip.errors import UserError
+from safeclip.fitting import fit, remove_training
 
 EXPORTS = ("open_clip", "huggingface", "text_encoder", "lora")
 
@@ -93,7 +93,7 @@ def train_encoder(config: Config, run: Folder) -> dict[str, Any]:
     plan = Plan(config.train, config.seed, stage.key, run / "quadruplets", teacher, units)
     progress, best = _fit(plan, stage)
     hashes = _write_exports(base, best, config, stage.folder)
-    _remove_training(stage.folder)
+    remove_training(stage.folder)
     content = {
         "content_hash": hashes,
         "base": {"source": config.train.base, "hash": base_hash},
@@ -112,36 +112,7 @@ def train_encoder(config: Config, run: Folder) -> dict[str, Any]:
 
 def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
     """Trains, and returns how it went and the best adapters."""
-    import ray.train
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
-
-    folder, resources = stage.folder, plan.train.resources
-    reserved = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"plan": plan},
-        scaling_config=ScalingConfig(
-            num_workers=resources.actors, use_gpu=resources.gpus > 0, resources_per_worker=reserved
-        ),
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # declared as its predecessor
-            name=f"training-{stage.key}",
-            storage_path=folder.path(),
-            storage_filesystem=None
-            if folder.is_local
-            else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs)),
-            failure_config=FailureConfig(max_failures=plan.train.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        for failure in getattr(error, "worker_failures", {}).values():
-            if isinstance(cause := getattr(failure, "cause", failure), UserError):
-                raise cause from error
-        raise
+    result = fit(train_loop, plan, stage, plan.train.resources, plan.train.max_failures)
     if epoch := (result.metrics or {}).get("diverged"):
         raise UserError(
             f"train: the loss is not a finite number in epoch {epoch}; "
@@ -166,11 +137,3 @@ def _write_exports(base: Encoder, best: dict[str, torch.Tensor], config: Config,
         return hashlib.sha256((local / "open_clip" / "open_clip_model.safetensors").read_bytes()).hexdigest()[:16]
     finally:
         shutil.rmtree(local)
-
-
-def _remove_training(folder: Folder) -> None:
-    """Removes the checkpoints: what they held is in the exports and the manifest."""
-    for entry in folder.fs.ls(folder.path(), detail=False):
-        name = str(entry).rstrip("/").rsplit("/", 1)[-1]
-        if name.startswith("training-"):
-            (folder / name).remove()

@@ -52,18 +52,25 @@ class WorldTextJudge:
 
     version = "world vocabulary 1"
 
+    def __init__(self, held_out: bool = False) -> None:
+        """Sets the rules.
+
+        Args:
+            held_out: whether a text may name the objects that no quadruplet shows.
+        """
+        self.held_out = held_out
+
     def __call__(self, sources: list[str], texts: list[str], concepts: list[str]) -> list[Verdict]:
         """Judges each text; the score is 1 or 0."""
         reasons = [self._reason(*row) for row in zip(sources, texts, concepts, strict=True)]
         return [Verdict(float(r is None), r) for r in reasons]
 
-    @staticmethod
-    def _reason(source: str, text: str, concept: str) -> str | None:
+    def _reason(self, source: str, text: str, concept: str) -> str | None:
         from safeclip.world import scenes
 
         named = scenes.objects_named(text)
         unsafe = [n for n in named if scenes.concept_of(n)]
-        if scenes.HELD_OUT_OBJECTS & set(named):
+        if not self.held_out and scenes.HELD_OUT_OBJECTS & set(named):
             return "names a held-out object"
         if concept not in map(scenes.concept_of, unsafe):
             return "not unsafe in the concept"
@@ -159,10 +166,15 @@ def _decode(image: bytes, size: int) -> Image.Image:
     return picture if picture.size == (size, size) else picture.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def make_text_judge(settings: Judges) -> TextJudge:
-    """Returns the text judge that the config names."""
+def make_text_judge(settings: Judges, held_out: bool = False) -> TextJudge:
+    """Returns the text judge that the config names.
+
+    Args:
+        settings: which judge, and its threshold.
+        held_out: whether texts may name what no quadruplet shows; only the world's judge minds.
+    """
     makers: dict[str, Callable[[], TextJudge]] = {
-        "world": WorldTextJudge,
+        "world": lambda: WorldTextJudge(held_out),
         "clip": lambda: ClipTextJudge(str(settings.clip_model), settings.text_threshold),
     }
     return makers[settings.text]()

@@ -1,8 +1,7 @@
-"""Turns safe captions into unsafe ones: vLLM in Ray Data actors, each candidate read by the guard and the judge."""
+"""Turns safe captions into unsafe ones: an LLM in Ray Data actors, each candidate read by the guard and the judge."""
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safeclip.artifacts import Folder
 from safeclip.config import Config, Toxify
 from safeclip.errors import UserError
 from safeclip.generation.judges import TextJudge, make_text_judge
+from safeclip.generation.llm import LanguageModel, Request, adapter_folder, adapter_hash
 from safeclip.generation.units import run_generation_stage
 from safeclip.records import UNSAFE_CAPTION, row_seed
 
@@ -63,7 +63,7 @@ def conversation(caption: str, asked: str, examples: list[dict[str, str]]) -> li
 
 
 def _request(caption: str, asked: str) -> dict[str, str]:
-    article = "an" if asked[0] in "aeio" else "a"
+    article = "an" if asked[0] in "aeiou" else "a"
     return {"role": "user", "content": f"Input: {caption}\nUnsafe: {article} {asked}"}
 
 
@@ -73,54 +73,18 @@ def asked_for(concept: str, terms: dict[str, list[str]], *words: object) -> str:
     return known[row_seed("asked", *words) % len(known)] if known else concept
 
 
-def load_llm(settings: Toxify) -> Any:
-    """Returns a vLLM engine in this process, on its GPU, or on the CPU where it has none."""
-    # vLLM reads these when it is imported: the engine stays in this process, on the threads that Ray gave it.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gb)
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    import torch
-    from vllm import LLM
-
-    from safeclip.world.language_model import language_model
-
-    on_gpu = torch.cuda.is_available()
-    # A CPU generator cannot be rewound, which vLLM does where a prompt is prefilled in chunks: so no chunks there.
-    for_device: dict[str, Any] = (
-        {"gpu_memory_utilization": settings.gpu_memory}
-        if on_gpu
-        else {
-            "enforce_eager": True,
-            "enable_chunked_prefill": False,
-            "max_num_seqs": 64,
-            "max_num_batched_tokens": max(8192, settings.max_model_len),
-        }
-    )
-    return LLM(
-        model=str(language_model()) if settings.model == "world:llm" else settings.model,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        tensor_parallel_size=settings.tensor_parallel,
-        enable_prefix_caching=True,
-        trust_remote_code=False,
-        disable_log_stats=True,
-        **for_device,
-    )
-
-
 class Toxifier:
     """Asks an LLM for unsafe versions of captions until the judge accepts one, or the candidates are used up."""
 
-    def __init__(self, settings: Toxify, judge: TextJudge, seed: int) -> None:
+    def __init__(self, settings: Toxify, judge: TextJudge, seed: int, adapter: Folder | None = None) -> None:
         self.settings, self.judge, self.seed = settings, judge, seed
-        self.examples = read_examples(settings.examples)
-        self.llm = load_llm(settings)
+        self.examples = read_examples(settings.examples) if adapter is None else []
+        self.llm = LanguageModel(settings, adapter)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Returns a row of UNSAFE_CAPTION for each row of CAPTION."""
         # The cache is filled anew for each unit, so that a unit's rounding never depends on the one before.
-        self.llm.reset_prefix_cache()
+        self.llm.forget()
         rows = [
             {**row, "unsafe_caption": None, "candidates": 0, "text_score": None, "reject": "no candidate"}
             for row in table.select(["id", "concept", "safe_caption"]).to_pylist()
@@ -143,32 +107,16 @@ class Toxifier:
                 row.update(unsafe_caption=text, text_score=verdict.score, reject=verdict.reason)
 
     def _candidates(self, rows: list[dict[str, Any]], attempt: int) -> list[str]:
-        from vllm import SamplingParams
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        messages, sampling = [], []
+        requests = []
         for row in rows:
             asked = asked_for(row["concept"], self.settings.terms, self.seed, row["id"], attempt)
-            messages.append(conversation(row["safe_caption"], asked, self.examples))
-            sampling.append(
-                SamplingParams(
-                    temperature=self.settings.temperature,
-                    top_p=self.settings.top_p,
-                    max_tokens=self.settings.max_tokens,
-                    seed=row_seed(self.seed, row["id"], "toxify", attempt),
-                    stop=["\n"],
-                )
-            )
-        try:
-            outputs = self.llm.chat(messages, sampling, use_tqdm=False)
-        except EngineDeadError:
-            # A dead engine would fail every row after this one; a dead process is replaced.
-            os._exit(1)
-        return [output.outputs[0].text.strip() for output in outputs]
+            messages = conversation(row["safe_caption"], asked, self.examples)
+            requests.append(Request(messages, row_seed(self.seed, row["id"], "toxify", attempt)))
+        return [answer.text for answer in self.llm.answer(requests)]
 
 
-def _make_toxifier(config: Config) -> Toxifier:
-    return Toxifier(config.generate.toxify, make_text_judge(config.generate.judges), config.seed)
+def _make_toxifier(config: Config, adapter: Folder | None) -> Toxifier:
+    return Toxifier(config.generate.toxify, make_text_judge(config.generate.judges), config.seed, adapter)
 
 
 def make_unsafe_captions(config: Config, run: Folder) -> dict[str, Any]:
@@ -182,13 +130,18 @@ def make_unsafe_captions(config: Config, run: Folder) -> dict[str, Any]:
     """
     read_examples(config.generate.toxify.examples)
     results = config.results()["generate"]
+    adapter = adapter_folder(config.generate.toxify.adapter, run)
     return run_generation_stage(
         config,
         run,
         "unsafe_captions",
         "captions",
-        functools.partial(_make_toxifier, config),
-        [results["toxify"], results["judges"]],
+        functools.partial(_make_toxifier, config, adapter),
+        [results["toxify"], results["judges"], adapter_hash(adapter)],
         config.generate.toxify.resources,
-        {"llm": config.generate.toxify.model, "judge": config.generate.judges.text},
+        {
+            "llm": config.generate.toxify.model,
+            "adapter": config.generate.toxify.adapter or "none",
+            "judge": config.generate.judges.text,
+        },
     )

@@ -1,0 +1,77 @@
+"""Runs a training loop in Ray Train's workers: what the encoder's and the toxifier's trainings share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.fs
+
+from safeclip.artifacts import Folder, Stage
+from safeclip.config import Resources
+from safeclip.errors import UserError
+
+_PREFIX = "training-"
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    plan: Any,
+    stage: Stage,
+    resources: Resources,
+    max_failures: int,
+    environment: dict[str, str] | None = None,
+) -> Any:
+    """Runs a loop in workers that form a process group, and returns Ray Train's result.
+
+    Checkpoints lie in the stage's folder until `remove_training`, and a training with the same key goes on from the
+    last one.
+
+    Args:
+        loop: what each worker calls, with `{"plan": plan}`.
+        plan: plain data for the workers.
+        stage: whose training it is.
+        resources: how many workers, and what each reserves.
+        max_failures: how often lost workers are replaced before the training fails.
+        environment: variables for the workers.
+
+    Raises:
+        UserError: a worker raised one.
+    """
+    import ray.train
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    folder = stage.folder
+    reserved = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"plan": plan},
+        scaling_config=ScalingConfig(
+            num_workers=resources.actors, use_gpu=resources.gpus > 0, resources_per_worker=reserved
+        ),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # declared as its predecessor
+            name=f"{_PREFIX}{stage.key}",
+            storage_path=folder.path(),
+            storage_filesystem=None
+            if folder.is_local
+            else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs)),
+            failure_config=FailureConfig(max_failures=max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": environment} if environment else None,
+        ),
+    )
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        for failure in getattr(error, "worker_failures", {}).values():
+            if isinstance(cause := getattr(failure, "cause", failure), UserError):
+                raise cause from error
+        raise
+
+
+def remove_training(folder: Folder) -> None:
+    """Removes a stage's checkpoints, once what they held is in its results."""
+    for entry in folder.fs.ls(folder.path(), detail=False):
+        name = str(entry).rstrip("/").rsplit("/", 1)[-1]
+        if name.startswith(_PREFIX):
+            (folder / name).remove()

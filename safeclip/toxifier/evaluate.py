@@ -1,0 +1,219 @@
+"""What the training of the toxifier gained: the prompted, the SFT and the aligned LLM on captions none has seen."""
+
+import itertools
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from safeclip import guard
+from safeclip.artifacts import Folder, read_manifest
+from safeclip.config import Config
+from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.errors import UserError
+from safeclip.evaluation.intervals import with_intervals
+from safeclip.generation.captions import concept_for
+from safeclip.generation.judges import TextJudge, make_text_judge
+from safeclip.generation.llm import LanguageModel, Request
+from safeclip.generation.toxify import asked_for, conversation, read_examples
+from safeclip.records import row_id, row_seed
+
+MODELS = ("prompted", "sft", "dpo")
+_SEED = 8_000_000  # keeps the world's draw apart from those of other captions
+
+
+@dataclass(frozen=True)
+class Task:
+    """One caption to rewrite."""
+
+    caption: str
+    concept: str
+    asked: str
+
+
+def unseen_captions(config: Config, run: Folder) -> list[str]:
+    """Returns captions that neither pairs nor preferences have: reserved scenes, or the run's later captions.
+
+    Raises:
+        UserError: the run has none beyond those of the preferences.
+    """
+    count = config.toxifier.evaluation.captions
+    if config.captions.source == "world":
+        from safeclip.world import scenes
+
+        drawn = scenes.sample_scenes(2 * count, _SEED, scenes.object_names(safe=True), reserved=True)
+        return list({scene.key: scenes.caption(scene) for scene in drawn}.values())[:count]
+    manifest = read_manifest(run / "captions") or {"units": []}
+    tables = [(run / "captions").read_table(unit["name"]) for unit in manifest["units"]]
+    rows = [row for t in tables for row in t.select(["safe_caption", "reject"]).to_pylist() if row["reject"] is None]
+    drawn_for = config.toxifier.preferences.captions + config.captions.unit_rows  # preferences take whole units
+    left = [row["safe_caption"] for row in rows[drawn_for:]]
+    if not left:
+        raise UserError(
+            f"toxifier.evaluation: all {len(rows)} captions are among those that preferences were drawn for; "
+            "raise captions.count or lower toxifier.preferences.captions"
+        )
+    return left[:count]
+
+
+def tasks_for(captions: list[str], config: Config, terms: dict[str, list[str]]) -> list[Task]:
+    """Returns a task a caption, of the concepts that have terms where there are any."""
+    concepts = [c for c in config.generate.concepts if c in terms] if terms else config.generate.concepts
+    found = []
+    for caption in captions:
+        concept = concept_for(caption, concepts, config.seed)
+        found.append(Task(caption, concept, asked_for(concept, terms, config.seed, caption, "evaluation")))
+    return found
+
+
+def evaluate_toxifier(config: Config, run: Folder) -> dict[str, Any]:
+    """Measures the three models and writes `toxifier/evaluation.json`. A Ray must be running.
+
+    Args:
+        config: what to run.
+        run: the run's folder, whose `toxifier/` is complete.
+
+    Returns:
+        For each of `prompted`, `sft` and `dpo`: `accepted`, `kept`, `heldout_accepted` (null without held-out terms),
+        `candidates`, `duplicates`, `tokens_per_second`; rates with their intervals, one candidate a caption but for
+        `candidates`, the mean number until one was accepted. `gains` are differences on the same captions.
+
+    Raises:
+        UserError: the toxifier is not trained, or there are no unseen captions.
+    """
+    import ray
+
+    run = Folder(run.path()) if run.is_local else run
+    if read_manifest(run / "toxifier") is None:
+        raise UserError(f"{run.url}: toxifier is not complete; run jobs.train_toxifier first")
+    captions = unseen_captions(config, run)
+    resources = config.generate.toxify.resources
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(_measure)
+    adapters = {"prompted": None, "sft": run / "toxifier" / "sft", "dpo": run / "toxifier" / "adapter"}
+    found = dict(zip(adapters, ray.get([task.remote(config, a, captions) for a in adapters.values()]), strict=True))
+    settings, seed = config.toxifier.evaluation, config.seed
+    per_caption = {name: {k: np.array(v) for k, v in each["per_caption"].items()} for name, each in found.items()}
+    measured: dict[str, Any] = {
+        name: {
+            "heldout_accepted": None,
+            **with_intervals(per_caption[name], settings.bootstrap, seed),
+            **{key: found[name][key] for key in ("candidates", "duplicates", "tokens_per_second")},
+        }
+        for name in MODELS
+    }
+    measured["gains"] = {
+        f"{after} - {before}": with_intervals(
+            {k: v - per_caption[before][k] for k, v in per_caption[after].items()}, settings.bootstrap, seed
+        )
+        for before, after in itertools.pairwise(MODELS)
+    }
+    measured |= {"judge": make_text_judge(config.generate.judges).version, "model": config.generate.toxify.model}
+    (run / "toxifier").write("evaluation.json", json.dumps(measured, indent=2).encode())
+    return measured
+
+
+def _measure(config: Config, adapter: Folder | None, captions: list[str]) -> dict[str, Any]:
+    """Measures one model, in a process of its own."""
+    settings = config.generate.toxify
+    examples = [] if adapter else read_examples(settings.examples)
+    writer = Writer(LanguageModel(settings, adapter), examples, config.seed)
+    judge, lenient = (make_text_judge(config.generate.judges, held_out) for held_out in (False, True))
+    encoder = None if config.generate.judges.text == "world" else load_encoder(config.train.base)
+    tasks = tasks_for(captions, config, settings.terms)
+    began = time.monotonic()
+    texts, tokens = writer.write(tasks, 0)
+    seconds = time.monotonic() - began
+    accepted = accepts(judge, tasks, texts)
+    per_caption = {"accepted": accepted.tolist(), "kept": keeps(tasks, texts, encoder).tolist()}
+    if held_out_terms := config.toxifier.evaluation.heldout_terms:
+        held_out = tasks_for(captions, config, held_out_terms)
+        per_caption["heldout_accepted"] = accepts(lenient, held_out, writer.write(held_out, 0)[0]).tolist()
+    return {
+        "per_caption": per_caption,
+        "candidates": round(float(writer.candidates(tasks, accepted, judge, settings.candidates).mean()), 4),
+        "duplicates": round(1 - len(set(texts)) / len(texts), 4),
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
+
+
+class Writer:
+    """One of the models at work."""
+
+    def __init__(self, llm: LanguageModel, examples: list[dict[str, str]], seed: int) -> None:
+        self.llm, self.examples, self.seed = llm, examples, seed
+
+    def write(self, tasks: list[Task], attempt: int) -> tuple[list[str], int]:
+        """Returns a candidate for each task, and how many tokens were written."""
+        self.llm.forget()
+        requests = [
+            Request(
+                conversation(task.caption, task.asked, self.examples),
+                row_seed(self.seed, row_id(task.caption, task.concept), "evaluation", attempt),
+            )
+            for task in tasks
+        ]
+        answers = self.llm.answer(requests)
+        return [answer.text for answer in answers], sum(answer.tokens for answer in answers)
+
+    def candidates(self, tasks: list[Task], accepted: np.ndarray, judge: TextJudge, limit: int) -> np.ndarray:
+        """Returns how many candidates each task needed, given which first ones were accepted; `limit` at most."""
+        needed, left = np.ones(len(tasks)), np.flatnonzero(~accepted.astype(bool))
+        for attempt in range(1, limit):
+            if not len(left):
+                break
+            needed[left] += 1
+            again = [tasks[i] for i in left]
+            left = left[~accepts(judge, again, self.write(again, attempt)[0]).astype(bool)]
+        return needed
+
+
+def accepts(judge: TextJudge, tasks: list[Task], texts: list[str]) -> np.ndarray:
+    """Returns 1.0 for each text that judge and guard accept, 0.0 for the others, shape (n,)."""
+    verdicts = judge([t.caption for t in tasks], texts, [t.concept for t in tasks])
+    rows = zip(tasks, texts, verdicts, strict=True)
+    return np.array([float(v.reason is None and not guard.check_pair(t.caption, t.concept, x)) for t, x, v in rows])
+
+
+def keeps(tasks: list[Task], texts: list[str], encoder: Encoder | None) -> np.ndarray:
+    """Returns what each text keeps of its source, shape (n,).
+
+    In the world, without an encoder: 1.0 where it names an object of the source, and its background, else 0.0.
+    Elsewhere: the cosine of the two in the untouched text encoder.
+    """
+    sources = [task.caption for task in tasks]
+    if encoder is not None:
+        return (encoder.encode_texts(sources) * encoder.encode_texts(texts)).sum(1)
+    from safeclip.world.scenes import background_named, objects_named
+
+    return np.array([
+        float(
+            bool(set(objects_named(source)) & set(objects_named(text)))
+            and background_named(source) == background_named(text)
+        )
+        for source, text in zip(sources, texts, strict=True)
+    ])  # fmt: skip
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Returns the measurements as a Markdown table, rates with their intervals."""
+    rates = ("accepted", "kept", "heldout_accepted")
+
+    def cells(row: dict[str, Any]) -> str:
+        texts = [
+            "–" if row.get(name) is None else f"{row[name]:.3f} [{', '.join(f'{b:.3f}' for b in row[f'{name}_ci'])}]"
+            for name in rates
+        ]
+        return " | ".join(texts)
+
+    lines = [
+        "| model | accepted | kept | accepted, held-out terms | candidates a caption | duplicates | tokens/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in MODELS:
+        row = measured[name]
+        others = f"{row['candidates']:.2f} | {row['duplicates']:.3f} | {row['tokens_per_second']:.0f}"
+        lines.append(f"| {name} | {cells(row)} | {others} |")
+    lines += [f"| {name} | {cells(row)} | | | |" for name, row in measured["gains"].items()]
+    return "\n".join(lines)

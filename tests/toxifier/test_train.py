@@ -1,0 +1,201 @@
+import functools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from safeclip.artifacts import Folder, read_manifest
+from safeclip.config import load_config
+from safeclip.errors import UserError
+from safeclip.toxifier.loop import Plan, check_losses, make_trainer
+from safeclip.toxifier.pairs import read_pairs
+from safeclip.toxifier.train import dpo_rows, sft_rows, train_step
+from tests.toxifier.models import save_tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def config_for(tiny, *sets):
+    settings = [
+        f"generate.toxify.model={tiny}", "toxifier.count=40", "toxifier.dtype=float32", "toxifier.sft.epochs=3",
+        "toxifier.dpo.epochs=3", "toxifier.sft.learning_rate=0.01", "toxifier.dpo.learning_rate=0.01",
+    ]  # fmt: skip
+    return load_config(sets=[*settings, *sets])
+
+
+def rows_for(config, method):
+    """Training and validation rows; for DPO the unsafe side is chosen and the source itself rejected."""
+    pairs = read_pairs(config)
+    if method == "sft":
+        return sft_rows(pairs)
+    preferences = [
+        {"id": f"{n:02d}", "safe_caption": p.safe, "asked": p.asked, "chosen": p.unsafe, "rejected": p.safe}
+        for n, p in enumerate(pairs.train + pairs.validation)
+    ]
+    return dpo_rows(preferences, config.toxifier, config.seed)
+
+
+def test_rows_end_with_the_unsafe_side(tiny):
+    config = config_for(tiny)
+    train, validation = rows_for(config, "sft")
+    assert (len(train), len(validation)) == (32, 8)
+    assert [m["role"] for m in train[0]["prompt"]] == ["system", "user"]
+    assert train[0]["completion"][0]["role"] == "assistant"
+    train, validation = rows_for(config, "dpo")
+    assert (len(train), len(validation)) == (32, 8)
+    assert train[0]["chosen"] != train[0]["rejected"]
+
+
+def _log_probabilities(model, batch):
+    """The plain way: log-softmax of each position, the entry of the token that follows, summed over the answer."""
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    sums = []
+    for row, tokens, answer in zip(logits, batch["input_ids"], batch["completion_mask"], strict=True):
+        total = torch.zeros((), dtype=torch.float64)
+        for position in range(len(tokens) - 1):
+            if answer[position + 1]:
+                total += F.log_softmax(row[position].double(), dim=-1)[tokens[position + 1]]
+        sums.append(total)
+    return torch.stack(sums).chunk(2)
+
+
+def test_the_dpo_loss_is_the_papers_and_its_reference_is_the_policy_without_its_adapter(tiny, tmp_path):
+    config = config_for(tiny, "toxifier.dpo.beta=0.3")
+    trainer = make_trainer(Plan("dpo", tiny, None, *rows_for(config, "dpo"), config.toxifier, 0), tmp_path)
+    torch.manual_seed(1)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    trainer.model.eval()
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        found = trainer.compute_loss(trainer.model, dict(batch))
+        policy = _log_probabilities(trainer.model, batch)
+        reference = _log_probabilities(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), batch)
+    # Rafailov et al., 2023, equation 7.
+    (chosen, rejected), (ref_chosen, ref_rejected) = policy, reference
+    advantage = (chosen - ref_chosen) - (rejected - ref_rejected)
+    expected = -torch.log(1 / (1 + torch.exp(-0.3 * advantage))).mean()
+    assert abs(float(expected) - 0.6931) > 0.01, "a policy equal to its reference would show nothing"
+    assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster, tiny, tmp_path_factory):
+    """A training by two workers, of either method: its folder and manifest."""
+    config = config_for(tiny)
+
+    @functools.cache
+    def train(method):
+        folder = Folder(str(tmp_path_factory.mktemp("two") / method))
+        return folder, train_step(config, folder, None, *rows_for(config, method))
+
+    return train
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_the_loss_falls_and_the_best_adapter_is_kept(undisturbed, method):
+    folder, manifest = undisturbed(method)
+    assert (manifest["steps"], len(manifest["loss"]), len(manifest["validation_loss"])) == (12, 12, 3)
+    assert min(manifest["validation_loss"]) < manifest["loss"][0]
+    assert load_file(folder.path("adapter_model.safetensors"))
+    assert not [p for p in Path(folder.path()).iterdir() if p.name.startswith("training-")]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_two_workers_train_as_one_does_in_small_batches_whose_gradients_add_up(undisturbed, tiny, tmp_path, method):
+    _, manifest = undisturbed(method)
+    config = config_for(tiny, f"toxifier.{method}.micro_batch=2")
+    trainer = make_trainer(Plan(method, tiny, None, *rows_for(config, method), config.toxifier, 0), tmp_path)
+    trainer.train()
+    for name, found in (("loss", manifest["loss"]), ("eval_loss", manifest["validation_loss"])):
+        assert [log[name] for log in trainer.state.log_history if name in log] == pytest.approx(found, rel=0.01)
+
+
+DRIVER = """
+import os, pickle, sys
+os.environ["RAY_AUTH_MODE"] = "disabled"
+import ray
+from safeclip.toxifier.train import train_step
+ray.init(num_cpus=3, object_store_memory=100 * 2**20, include_dashboard=False, logging_level="error")
+train_step(*pickle.load(open(sys.argv[1], "rb")))
+"""
+
+
+def _wait_for_a_checkpoint(folder, alive):
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("training-*/checkpoint_*/best/adapter_model.safetensors")):
+        assert alive(), "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_driver_started_again_ends_where_the_undisturbed_one_does(undisturbed, tiny, tmp_path):
+    _, manifest = undisturbed("sft")
+    config = config_for(tiny, "toxifier.resources.actors=1")
+    folder = Folder(str(tmp_path / "sft"))
+    work = (config, folder, None, *rows_for(config, "sft"))
+    (tmp_path / "work.pickle").write_bytes(pickle.dumps(work))
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "work.pickle")], cwd=ROOT)
+    _wait_for_a_checkpoint(tmp_path / "sft", lambda: driver.poll() is None)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert read_manifest(folder) is None, "it was complete before it was killed"
+    resumed = train_step(*work)
+    assert resumed["validation_loss"] == pytest.approx(manifest["validation_loss"], rel=0.01)
+    assert len(resumed["validation_loss"]) == 3
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_worker_is_replaced_and_training_ends_where_the_undisturbed_one_does(undisturbed, tiny, tmp_path):
+    _, manifest = undisturbed("dpo")
+    config = config_for(tiny, "toxifier.resources.actors=1")
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train_step, config, Folder(str(tmp_path / "dpo")), None, *rows_for(config, "dpo"))
+        _wait_for_a_checkpoint(tmp_path / "dpo", lambda: not training.done())
+        workers = [p for p in psutil.process_iter() if p.name().startswith("ray::RayTrainWorker")]
+        assert workers
+        workers[0].kill()
+        resumed = training.result()
+    assert resumed["validation_loss"] == pytest.approx(manifest["validation_loss"], rel=0.01)
+    assert len(resumed["validation_loss"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["toxifier.dpo.batch=64"], "toxifier.dpo.batch: 64 is more than the 32 rows"),
+        (["toxifier.dpo.batch=9"], "toxifier.dpo.batch: 9 does not divide among 2 workers"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_before_workers_start(tiny, sets, message):
+    with pytest.raises(UserError, match=message):
+        rows_for(config_for(tiny, *sets), "dpo")
+
+
+def test_a_loss_that_is_no_number_ends_with_what_to_do(tiny, tmp_path):
+    config = config_for(tiny, "toxifier.sft.learning_rate=1.0e+30", "toxifier.sft.epochs=1")
+    plan = Plan("sft", tiny, None, *rows_for(config, "sft"), config.toxifier, 0)
+    trainer = make_trainer(plan, tmp_path)
+    trainer.train()
+    with pytest.raises(UserError, match=r"toxifier.sft: the loss is not a finite number; lower its learning_rate"):
+        check_losses(plan, trainer.state.log_history)
