@@ -177,6 +177,9 @@ class Dpo(Tuning):
 
     beta: float = Field(0.1, gt=0)
     """How strongly the policy is held to the model that it started from."""
+    sft_weight: float = Field(0.0, ge=0)
+    """Of the supervised loss on the chosen side beside DPO's (Pang et al., 2024), which keeps its likelihood from
+    falling together with the rejected side's."""
 
 
 class Preferences(Section):

@@ -101,7 +101,10 @@ def make_trainer(plan: Plan, output: Path, workers: int = 1, on_gpu: bool = Fals
     )
     if isinstance(tuning, Dpo):
         kind: Any = DPOTrainer
-        arguments: Any = DPOConfig(**shared, beta=tuning.beta)
+        losses = {"sigmoid": 1.0, "sft": tuning.sft_weight} if tuning.sft_weight else {"sigmoid": 1.0}
+        arguments: Any = DPOConfig(
+            **shared, beta=tuning.beta, loss_type=list(losses), loss_weights=list(losses.values())
+        )
     else:
         kind, arguments = SFTTrainer, SFTConfig(**shared)
     trainer = kind(
