@@ -260,6 +260,9 @@ class Train(Section):
     """Epochs without a better validation loss or recall before training stops."""
     batch: int = Field(ge=2)
     """Quadruplets a step, over all workers."""
+    average: int = Field(1, ge=1)
+    """Epochs, up to the present one, whose adapters are averaged into those that are validated and kept (Izmailov et
+    al., 2018); 1 takes each epoch's as they are, as the paper does."""
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate; the paper's is constant."""

@@ -107,7 +107,7 @@ def test_two_workers_train_as_one_does(trained, plan):
 
 
 def test_a_resumed_training_ends_where_an_undisturbed_one_does(plan, tmp_path):
-    sets = ["train.lora.dropout=0.1", "train.schedule=cosine"]
+    sets = ["train.lora.dropout=0.1", "train.schedule=cosine", "train.average=2"]
     straight = Worker(plan("straight", *sets))
     straight.take_epoch()
     straight.take_epoch()
@@ -121,6 +121,23 @@ def test_a_resumed_training_ends_where_an_undisturbed_one_does(plan, tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert all(torch.equal(straight.best[name], second.best[name]) for name in expected)
     assert straight.progress.best_loss == second.progress.best_loss
+
+
+def test_averaged_adapters_are_the_mean_of_the_last_epochs_and_training_goes_on_from_its_own(plan):
+    plain, averaging = (
+        Worker(plan("plain", "train.epochs=3")),
+        Worker(plan("average", "train.epochs=3", "train.average=2")),
+    )
+    ends = []
+    for _ in range(3):
+        plain.take_epoch()
+        averaging.take_epoch()
+        ends.append(adapter_state(plain.student))
+    for name, value in adapter_state(averaging.student).items():
+        assert torch.equal(value, ends[-1][name])
+    assert averaging.progress.best_epoch == 3
+    for name, value in averaging.best.items():
+        torch.testing.assert_close(value, (ends[1][name] + ends[2][name]) / 2)
 
 
 def test_validation_does_not_depend_on_the_batch(plan):

@@ -75,8 +75,9 @@ def _log_probabilities(model, batch):
     return torch.stack(sums).chunk(2)
 
 
-def test_the_dpo_loss_is_the_papers_and_its_reference_is_the_policy_without_its_adapter(tiny, tmp_path):
-    config = config_for(tiny, "toxifier.dpo.beta=0.3")
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_the_dpo_loss_is_the_papers_and_its_reference_is_the_policy_without_its_adapter(tiny, tmp_path, weight):
+    config = config_for(tiny, "toxifier.dpo.beta=0.3", f"toxifier.dpo.sft_weight={weight}")
     trainer = make_trainer(Plan("dpo", tiny, None, *rows_for(config, "dpo"), config.toxifier, 0), tmp_path)
     torch.manual_seed(1)
     for name, parameter in trainer.model.named_parameters():
@@ -93,6 +94,8 @@ def test_the_dpo_loss_is_the_papers_and_its_reference_is_the_policy_without_its_
     advantage = (chosen - ref_chosen) - (rejected - ref_rejected)
     expected = -torch.log(1 / (1 + torch.exp(-0.3 * advantage))).mean()
     assert abs(float(expected) - 0.6931) > 0.01, "a policy equal to its reference would show nothing"
+    tokens = batch["completion_mask"].chunk(2)[0].sum()
+    expected = expected - weight * chosen.sum() / tokens  # the mean loss of the chosen side's tokens
     assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
 
 
