@@ -4,9 +4,9 @@
   python -m jobs.train_toxifier --set toxifier.pairs=my.jsonl    pairs of your own: safe, unsafe, concept in each line
   python -m jobs.train_toxifier --evaluate                       then the table of prompted, SFT and SFT + DPO
 
-Writes `runs/<run>/toxifier/adapter` (vLLM and peft load it) and `merged` (the whole model). Generation uses it with
-`--set generate.toxify.adapter=run`. The same command goes on where a run was cut off. Settings: ray_config.yaml,
-toxifier.
+Writes `runs/<run>/toxifier/adapter` (vLLM and peft load it) and `merged` (the whole model). For jobs.generate and
+jobs.pipeline to use it, give `--set generate.toxify.adapter=run` here and there. The same command goes on where a run
+was cut off. Settings: ray_config.yaml, toxifier.
 """
 
 import sys

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -120,6 +121,11 @@ class Folder:
                 self.fs.pipe_file(self.path(name), data)
         except OSError as error:
             raise UserError(f"{self.url}/{name}: cannot be written: {error.strerror or error}") from error
+
+    def put(self, name: str, local: Path) -> None:
+        """Writes a copy of a folder of this machine, in the place of what has the name."""
+        (self / name).remove()
+        self.fs.put(str(local), self.path(name), recursive=True)
 
     def read_table(self, name: str) -> pa.Table:
         """Returns a Parquet file's rows."""

@@ -150,13 +150,14 @@ class Generate(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters (Hu et al., 2022) on the encoder's attention and MLP layers."""
+    """Low-rank adapters (Hu et al., 2022)."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(1.0, gt=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     targets: str | None = None
-    """Regular expression for the whole name of the modules that carry adapters; the paper's modules unless given."""
+    """Regular expression for the whole name of the modules that carry adapters, or `all-linear` for an LLM's linear
+    layers. Unless given, those of Safe-CLIP's paper in the encoder, and peft's choice in an LLM."""
 
 
 class Tuning(Section):
@@ -210,16 +211,6 @@ class ToxifierEvaluation(Section):
     """Resamples of each interval."""
 
 
-class ToxifierLora(Section):
-    """Low-rank adapters (Hu et al., 2022) on the LLM; each of the two trainings has its own."""
-
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    """Names of the modules that carry adapters."""
-
-
 class ToxifierTraining(Section):
     """Training of the LLM that rewrites captions, `generate.toxify.model`: supervised, then by preferences."""
 
@@ -229,7 +220,8 @@ class ToxifierTraining(Section):
     """How many pairs the world's grammar makes; the paper's number."""
     validation: float = Field(0.2, gt=0, lt=0.5)
     """Share of pairs, and of preferences, that only measure."""
-    lora: ToxifierLora = ToxifierLora()
+    lora: Lora = Lora(rank=8, alpha=16.0, dropout=0.0, targets="all-linear")
+    """Of each of the two trainings; the exported adapter has the sum of their ranks."""
     sft: Tuning
     preferences: Preferences
     dpo: Dpo

@@ -166,8 +166,8 @@ class Worker:
         self.rows = {split: Quadruplets(map_rows(path), self.encoder) for split, path in paths.items()}
         self.progress = Progress()
         self.best = adapter_state(self.student)
-        self.recent: list[dict[str, torch.Tensor]] = []
-        """Adapters at the end of the last epochs, as many as are averaged."""
+        self.earlier: list[dict[str, torch.Tensor]] = []
+        """Adapters at the end of the epochs before, as many as are averaged with the present one's."""
 
     def _embed(self, module: Any, batch: Batch) -> torch.Tensor:
         """Returns the embeddings (4, B, d) of S, V, U, G."""
@@ -249,11 +249,12 @@ class Worker:
         if trained is None:
             return None
         own = adapter_state(self.student)
-        self.recent = [*self.recent, own][-self.train.average :]
-        averaged = {name: torch.stack([state[name] for state in self.recent]).mean(0) for name in own}
+        recent = [*self.earlier, own]
+        averaged = {name: torch.stack([state[name] for state in recent]).mean(0) for name in own}
         load_adapter_state(self.student, averaged)
         record = {**trained, **self.validate()}
         load_adapter_state(self.student, own)
+        self.earlier = recent[max(0, len(recent) - self.train.average + 1) :]
         best = self.progress.note(record)
         if best:
             self.best = averaged
@@ -271,8 +272,8 @@ class Worker:
         """Writes a checkpoint."""
         save_file(adapter_state(self.student), folder / "adapter.safetensors")
         save_file(self.best, folder / "best.safetensors")
-        for number, state in enumerate(self.recent):
-            save_file(state, folder / f"recent-{number}.safetensors")
+        for number, state in enumerate(self.earlier):
+            save_file(state, folder / f"earlier-{number}.safetensors")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         (folder / "progress.json").write_text(json.dumps(asdict(self.progress)))
 
@@ -280,7 +281,7 @@ class Worker:
         """Goes on from a checkpoint."""
         load_adapter_state(self.student, load_file(folder / "adapter.safetensors"))
         self.best = load_file(folder / "best.safetensors")
-        self.recent = [load_file(path) for path in sorted(folder.glob("recent-*.safetensors"), key=_number)]
+        self.earlier = [load_file(path) for path in sorted(folder.glob("earlier-*.safetensors"), key=_number)]
         state = torch.load(folder / "optimizer.pt", weights_only=True, map_location=self.device)
         self.optimizer.load_state_dict(state)
         self.progress = read_progress(folder)

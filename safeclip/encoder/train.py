@@ -132,8 +132,7 @@ def _write_exports(base: Encoder, best: dict[str, torch.Tensor], config: Config,
         export_encoder(safe, local)
         save_adapter(student, local / "lora")
         for name in EXPORTS:
-            (folder / name).remove()
-            folder.fs.put(str(local / name), folder.path(name), recursive=True)
+            folder.put(name, local / name)
         return hashlib.sha256((local / "open_clip" / "open_clip_model.safetensors").read_bytes()).hexdigest()[:16]
     finally:
         shutil.rmtree(local)

@@ -19,6 +19,7 @@ from safeclip.generation.judges import TextJudge, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request
 from safeclip.generation.toxify import asked_for, conversation, read_examples
 from safeclip.records import row_id, row_seed
+from safeclip.toxifier.preferences import first_units
 
 MODELS = ("prompted", "sft", "dpo")
 _SEED = 8_000_000  # keeps the world's draw apart from those of other captions
@@ -46,25 +47,24 @@ def unseen_captions(config: Config, run: Folder) -> list[str]:
         drawn = scenes.sample_scenes(2 * count, _SEED, scenes.object_names(safe=True), reserved=True)
         return list({scene.key: scenes.caption(scene) for scene in drawn}.values())[:count]
     manifest = read_manifest(run / "captions") or {"units": []}
-    tables = [(run / "captions").read_table(unit["name"]) for unit in manifest["units"]]
+    drawn_for = first_units(manifest, config.toxifier.preferences.captions)
+    tables = [(run / "captions").read_table(unit["name"]) for unit in manifest["units"][len(drawn_for) :]]
     rows = [row for t in tables for row in t.select(["safe_caption", "reject"]).to_pylist() if row["reject"] is None]
-    drawn_for = config.toxifier.preferences.captions + config.captions.unit_rows  # preferences take whole units
-    left = [row["safe_caption"] for row in rows[drawn_for:]]
-    if not left:
+    if not rows:
         raise UserError(
-            f"toxifier.evaluation: all {len(rows)} captions are among those that preferences were drawn for; "
+            "toxifier.evaluation: all captions are among those that preferences were drawn for; "
             "raise captions.count or lower toxifier.preferences.captions"
         )
-    return left[:count]
+    return [row["safe_caption"] for row in rows[:count]]
 
 
-def tasks_for(captions: list[str], config: Config, terms: dict[str, list[str]]) -> list[Task]:
-    """Returns a task a caption, of the concepts that have terms where there are any."""
-    concepts = [c for c in config.generate.concepts if c in terms] if terms else config.generate.concepts
+def tasks_for(captions: list[str], concepts: list[str], terms: dict[str, list[str]], seed: int) -> list[Task]:
+    """Returns a task for each caption that the guard lets through with the concept it is given."""
     found = []
-    for caption in captions:
-        concept = concept_for(caption, concepts, config.seed)
-        found.append(Task(caption, concept, asked_for(concept, terms, config.seed, caption, "evaluation")))
+    for caption in captions if concepts else []:
+        concept = concept_for(caption, concepts, seed)
+        if guard.check(caption, concept) is None:
+            found.append(Task(caption, concept, asked_for(concept, terms, seed, caption, "evaluation")))
     return found
 
 
@@ -121,14 +121,15 @@ def _measure(config: Config, adapter: Folder | None, captions: list[str]) -> dic
     writer = Writer(LanguageModel(settings, adapter), examples, config.seed)
     judge, lenient = (make_text_judge(config.generate.judges, held_out) for held_out in (False, True))
     encoder = None if config.generate.judges.text == "world" else load_encoder(config.train.base)
-    tasks = tasks_for(captions, config, settings.terms)
+    concepts = config.generate.concepts
+    tasks = tasks_for(captions, concepts, settings.terms, config.seed)
     began = time.monotonic()
     texts, tokens = writer.write(tasks, 0)
     seconds = time.monotonic() - began
     accepted = accepts(judge, tasks, texts)
     per_caption = {"accepted": accepted.tolist(), "kept": keeps(tasks, texts, encoder).tolist()}
-    if held_out_terms := config.toxifier.evaluation.heldout_terms:
-        held_out = tasks_for(captions, config, held_out_terms)
+    terms = config.toxifier.evaluation.heldout_terms
+    if held_out := tasks_for(captions, [c for c in concepts if c in terms], terms, config.seed):
         per_caption["heldout_accepted"] = accepts(lenient, held_out, writer.write(held_out, 0)[0]).tolist()
     return {
         "per_caption": per_caption,

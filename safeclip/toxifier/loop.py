@@ -1,9 +1,7 @@
 """What each training worker does: TRL's SFT or DPO trainer over its share of the pairs, a checkpoint an epoch."""
 
-import math
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +11,10 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from safeclip.artifacts import Folder
 from safeclip.config import Dpo, ToxifierTraining
-from safeclip.errors import UserError
 from safeclip.generation.llm import ADAPTER_FILES, merge_adapter, model_path
 
 _SHOWN = ("mean_token_accuracy", "rewards/accuracies", "grad_norm")
 TRAINER, BEST = "trainer", "best"  # a checkpoint's folders: the trainer's state, and the best adapter so far
-Report = Callable[[dict[str, Any], Path], None]
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def make_trainer(plan: Plan, output: Path, workers: int = 1, on_gpu: bool = Fals
         r=settings.lora.rank,
         lora_alpha=settings.lora.alpha,
         lora_dropout=settings.lora.dropout,
-        target_modules=list(settings.lora.targets),
+        target_modules=settings.lora.targets,
         task_type="CAUSAL_LM",
     )
     if isinstance(tuning, Dpo):
@@ -120,18 +116,17 @@ def make_trainer(plan: Plan, output: Path, workers: int = 1, on_gpu: bool = Fals
 
 
 class Reporter(TrainerCallback):
-    """Prints a line a step, keeps the best adapter, and hands each checkpoint on."""
+    """Prints a line a step, keeps the best adapter, and hands each checkpoint to Ray Train."""
 
-    def __init__(self, method: str, rank: int, report: Report, best: Path | None = None) -> None:
+    def __init__(self, method: str, rank: int, best: Path | None = None) -> None:
         """Sets up.
 
         Args:
             method: for the lines.
             rank: of this worker; only the first one prints and keeps the best adapter.
-            report: is given each checkpoint: what was measured, and a folder of `TRAINER` and `BEST`.
             best: folder of the best adapter so far, where training goes on from a checkpoint.
         """
-        self.method, self.rank, self.report, self.best = method, rank, report, best
+        self.method, self.rank, self.best = method, rank, best
         self.last: Path | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -147,7 +142,9 @@ class Reporter(TrainerCallback):
         print(f"{self.method}  step {step}  {kind:<10}  loss {float(loss):.4f}  {words}", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Hands on the checkpoint that was just written, with the best adapter so far beside it."""
+        """Reports the checkpoint that was just written, with the best adapter so far beside it."""
+        import ray.train
+
         target = Path(tempfile.mkdtemp(prefix="safeclip-checkpoint-"))
         source = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if source.is_dir():  # a worker that is not the first may have nothing to save
@@ -158,8 +155,8 @@ class Reporter(TrainerCallback):
             for name in ADAPTER_FILES:
                 shutil.copy(best / name, target / BEST / name)
             self.best = target / BEST
-        measured = {k: v for log in state.log_history for k, v in log.items()}
-        self.report({**measured, "history": state.log_history, "steps": state.global_step}, target)
+        checkpoint = ray.train.Checkpoint.from_directory(str(target))
+        ray.train.report({"history": state.log_history, "steps": state.global_step}, checkpoint=checkpoint)
         self.clear()
         self.last = target  # holds the best adapter, which the next checkpoint may need
 
@@ -174,17 +171,9 @@ def train_loop(config: dict[str, Any]) -> None:
 
     Args:
         config: `plan`, a Plan.
-
-    Raises:
-        UserError: the loss is not a finite number.
     """
     import ray.train
-    from datasets import disable_progress_bars
 
-    def report(measured: dict[str, Any], folder: Path) -> None:
-        ray.train.report(measured, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
-
-    disable_progress_bars()
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -194,24 +183,9 @@ def train_loop(config: dict[str, Any]) -> None:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint:
             checkpoint.to_directory(str(place / "resumed"))
-        reporter = Reporter(plan.method, rank, report, place / "resumed" / BEST if checkpoint else None)
+        reporter = Reporter(plan.method, rank, place / "resumed" / BEST if checkpoint else None)
         trainer.add_callback(reporter)
         try:
             trainer.train(resume_from_checkpoint=str(place / "resumed" / TRAINER) if checkpoint else None)
         finally:
             reporter.clear()
-        check_losses(plan, trainer.state.log_history)
-
-
-def check_losses(plan: Plan, history: list[dict[str, Any]]) -> None:
-    """Refuses a training whose loss diverged.
-
-    Raises:
-        UserError: a loss is not a finite number.
-    """
-    losses = [float(log[name]) for log in history for name in ("loss", "eval_loss") if name in log]
-    if not all(map(math.isfinite, losses)):
-        raise UserError(
-            f"toxifier.{plan.method}: the loss is not a finite number; "
-            f"lower its learning_rate ({plan.tuning.learning_rate}), and start again with --replace"
-        )

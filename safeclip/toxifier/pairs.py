@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safeclip import guard
 from safeclip.concepts import CONCEPTS
@@ -15,6 +16,7 @@ from safeclip.records import row_share
 
 FEWEST = 8  # usable pairs
 _NAMED = 5  # bad lines in a message
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class BadPair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a source, in its order, split by a hash of the safe caption."""
+    """All pairs of a source, split by a hash."""
 
     train: list[Pair]
     validation: list[Pair]
@@ -79,11 +81,24 @@ def read_pairs(config: Config) -> Pairs:
         raise UserError(
             f"toxifier.pairs: {settings.pairs} has {len(pairs)} usable pairs, fewer than {FEWEST}{told(bad)}"
         )
-    # The pairs of lowest share measure, so that there is one at least, and an added line moves hardly any.
-    ordered = sorted(pairs.values(), key=lambda pair: row_share(config.seed, "toxifier", pair.safe, pair.asked))
-    held = max(1, round(settings.validation * len(ordered)))
-    chosen = set(ordered[:held])
-    return Pairs([p for p in pairs.values() if p not in chosen], [p for p in pairs.values() if p in chosen], bad)
+    usable = list(pairs.values())
+    return Pairs(
+        *hold_out(usable, settings.validation, lambda p: row_share(config.seed, "toxifier", p.safe, p.asked)), bad
+    )
+
+
+def hold_out(rows: list[Row], share: float, place: Callable[[Row], float]) -> tuple[list[Row], list[Row]]:
+    """Splits rows into those to train on and those that only measure, one at least.
+
+    Args:
+        rows: what to split.
+        share: of the rows that measure.
+        place: a number in [0, 1) of a row's own, such as `row_share`; the lowest measure, so that an added row moves
+            hardly any other.
+    """
+    ordered = sorted(rows, key=place)
+    held = max(1, round(share * len(ordered)))
+    return ordered[held:], ordered[:held]
 
 
 def told(bad: list[BadPair]) -> str:

@@ -19,6 +19,7 @@ from safeclip.generation.llm import LanguageModel, Request, adapter_hash
 from safeclip.generation.toxify import asked_for, conversation
 from safeclip.generation.units import plan_units, remove_others, run_units, summary_of
 from safeclip.records import row_seed, row_share
+from safeclip.toxifier.pairs import FEWEST
 
 CANDIDATE = pa.struct([
     ("text", pa.string()),  # null where the guard dropped it
@@ -166,17 +167,23 @@ def make_preferences(config: Config, run: Folder, adapter: Folder) -> dict[str, 
         The stage's manifest.
 
     Raises:
-        UserError: hardly a caption gave a pair.
+        UserError: the captions are missing.
     """
     captions = read_manifest(run / "captions")
     if captions is None:
         raise UserError(f"{run.url}: captions is not complete; run jobs.train_toxifier from the start")
     results = config.results()
+    unused = {"adapter", "candidates", "examples", "temperature"}  # of generation's settings
     settings = [
-        results["toxifier"]["preferences"], results["generate"]["toxify"], results["generate"]["judges"],
-        config.train.base, config.seed, adapter_hash(adapter),
-    ]  # fmt: skip
-    units = plan_units(_first(captions, config.toxifier.preferences.captions), *settings)
+        results["toxifier"]["preferences"],
+        {k: v for k, v in results["generate"]["toxify"].items() if k not in unused},
+        results["generate"]["judges"],
+        config.train.base,
+        config.seed,
+        adapter_hash(adapter),
+    ]
+    first = first_units(captions, config.toxifier.preferences.captions)
+    units = plan_units({"units": first}, *settings)
     stage = Stage(run / "toxifier" / "preferences", hash_of(*settings, [u.target for u in units]))
     if manifest := stage.manifest():
         print("preferences: complete, skipped")
@@ -189,14 +196,14 @@ def make_preferences(config: Config, run: Folder, adapter: Folder) -> dict[str, 
     return stage.finish(began, summary_of(done))
 
 
-def _first(captions: dict[str, Any], rows: int) -> dict[str, Any]:
-    """Returns the manifest of the captions with as many units as hold that many accepted rows."""
+def first_units(captions: dict[str, Any], rows: int) -> list[dict[str, Any]]:
+    """Returns the first units of the captions' manifest, as many as hold that many accepted rows."""
     units, counted = [], 0
     for unit in captions["units"]:
         if counted < rows:
             units.append(unit)
             counted += unit["accepted"]
-    return {**captions, "units": units}
+    return units
 
 
 def read_preferences(folder: Folder) -> list[dict[str, Any]]:
@@ -209,11 +216,11 @@ def read_preferences(folder: Folder) -> list[dict[str, Any]]:
     tables = [folder.read_table(unit["name"]) for unit in manifest["units"]]
     rows = [row for table in tables for row in table.drop_columns(["candidates"]).to_pylist()]
     pairs = [row for row in rows if row["reject"] is None]
-    if len(pairs) < 8:
+    if len(pairs) < FEWEST:
         reasons = Counter(row["reject"] for row in rows if row["reject"] is not None)
         counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
         raise UserError(
-            f"toxifier.preferences: {len(pairs)} pairs of {len(rows)} captions, fewer than 8 ({counts}); "
+            f"toxifier.preferences: {len(pairs)} pairs of {len(rows)} captions, fewer than {FEWEST} ({counts}); "
             "draw for more captions, or raise preferences.candidates or the temperature"
         )
     return pairs

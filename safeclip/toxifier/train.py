@@ -5,6 +5,7 @@ with the first one merged), `adapter/` (both in one, for the model as it comes) 
 """
 
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -19,11 +20,15 @@ from safeclip.generation.toxify import conversation
 from safeclip.records import row_share
 from safeclip.toxifier.adapters import join_adapters
 from safeclip.toxifier.loop import BEST, Plan, train_loop
-from safeclip.toxifier.pairs import Pair, Pairs, read_pairs, told
+from safeclip.toxifier.pairs import Pair, Pairs, hold_out, read_pairs, told
 from safeclip.toxifier.preferences import make_preferences, read_preferences
 
 # Ray Train's own print would show what dill prints, to nobody, when `datasets` hashes a function.
-_QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 def train_toxifier(config: Config, run: Folder) -> dict[str, Any]:
@@ -108,10 +113,9 @@ def dpo_rows(
         sides = {side: [{"role": "assistant", "content": preference[side]}] for side in ("chosen", "rejected")}
         return {"prompt": conversation(preference["safe_caption"], preference["asked"], []), **sides}
 
-    ordered = sorted(preferences, key=lambda p: row_share(seed, "toxifier", p["id"]))
-    held = max(1, round(settings.validation * len(ordered)))
-    check_batch(settings, "dpo", len(ordered) - held)
-    return [row(p) for p in ordered[held:]], [row(p) for p in ordered[:held]]
+    train, validation = hold_out(preferences, settings.validation, lambda p: row_share(seed, "toxifier", p["id"]))
+    check_batch(settings, "dpo", len(train))
+    return [row(p) for p in train], [row(p) for p in validation]
 
 
 def train_step(
@@ -146,11 +150,12 @@ def train_step(
     began = time.time()
     folder.make()
     result = fit(train_loop, plan, stage, config.toxifier.resources, config.toxifier.max_failures, _QUIET)
+    history = result.metrics["history"]
+    check_losses(method, plan.tuning.learning_rate, history)
     with result.checkpoint.as_directory() as checkpoint:
         for name in ADAPTER_FILES:
             folder.write(name, (Path(checkpoint) / BEST / name).read_bytes())
     remove_training(folder)
-    history = result.metrics["history"]
     losses = [log["eval_loss"] for log in history if "eval_loss" in log]
     return stage.finish(
         began,
@@ -162,6 +167,20 @@ def train_step(
             "workers": config.toxifier.resources.actors,
         },
     )
+
+
+def check_losses(method: str, rate: float, history: list[dict[str, Any]]) -> None:
+    """Refuses a training whose loss diverged.
+
+    Raises:
+        UserError: a loss is not a finite number.
+    """
+    losses = [float(log[name]) for log in history for name in ("loss", "eval_loss") if name in log]
+    if not all(map(math.isfinite, losses)):
+        raise UserError(
+            f"toxifier.{method}: the loss is not a finite number; "
+            f"lower toxifier.{method}.learning_rate ({rate:g}), and start again with --replace or another --run"
+        )
 
 
 def _export(config: Config, folder: Folder) -> None:
@@ -180,11 +199,6 @@ def _write_exports(model: str, folder: Folder) -> None:
             (place / step).mkdir()
             copy_adapter(folder / step, place / step)
         join_adapters(place / "sft", place / "dpo", place / "adapter")
-        _put(folder, "adapter", place)
+        folder.put("adapter", place / "adapter")
         save_merged(model_path(model), folder / "adapter", place / "merged")
-        _put(folder, "merged", place)
-
-
-def _put(folder: Folder, name: str, place: Path) -> None:
-    (folder / name).remove()
-    folder.fs.put(str(place / name), folder.path(name), recursive=True)
+        folder.put("merged", place / "merged")

@@ -39,16 +39,26 @@ def test_a_files_unseen_captions_are_those_after_the_preferences(ray_cluster, tm
     config = load_config(sets=sets)
     run = open_run(config)
     make_captions(config, run)
-    assert unseen_captions(config, run) == [f"picture number {n}" for n in range(24, 40)]
+    assert unseen_captions(config, run) == [f"picture number {n}" for n in range(16, 40)]
     few = load_config(sets=[*sets, "toxifier.preferences.captions=40"])
-    with pytest.raises(UserError, match="all 40 captions are among those"):
+    with pytest.raises(UserError, match="all captions are among those"):
         unseen_captions(few, run)
 
 
 def test_tasks_ask_for_terms_of_a_concept_that_has_some():
     terms = {"weapons": ["axe"], "drug use": ["pill"]}
-    tasks = tasks_for([f"caption {n}" for n in range(50)], load_config(), terms)
+    captions = [f"caption {n}" for n in range(50)]
+    tasks = tasks_for(captions, list(terms), terms, 0)
     assert {(t.concept, t.asked) for t in tasks} == {("weapons", "axe"), ("drug use", "pill")}
+    assert [t.caption for t in tasks] == captions
+    assert {t.asked for t in tasks_for(captions, ["theft"], terms, 0)} == {"theft"}
+    assert tasks_for(captions, [], terms, 0) == []
+
+
+def test_the_guard_reads_a_caption_with_the_concept_that_it_is_given():
+    assert tasks_for(["a child in a park", "a dog in a park"], ["nudity"], {}, 0) == [
+        Task("a dog in a park", "nudity", "nudity")
+    ]
 
 
 def test_texts_are_accepted_by_judge_and_guard_together():

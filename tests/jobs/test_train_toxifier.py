@@ -1,0 +1,66 @@
+"""The job on the world's real LLM, with small numbers: trained, measured, used, and skipped the second time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "captions.count=48", "captions.unit_rows=24", "toxifier.count=40", "toxifier.sft.epochs=2",
+    "toxifier.sft.batch=4", "toxifier.preferences.captions=48", "toxifier.preferences.candidates=4",
+    "toxifier.dpo.epochs=1", "toxifier.dpo.batch=2", "toxifier.evaluation.captions=16",
+    "toxifier.evaluation.bootstrap=50", "generate.toxify.adapter=run", "toxifier.resources.actors=1",
+]  # fmt: skip
+
+
+def _run(job, storage, *more):
+    sets = [word for setting in [f"storage={storage}", *SMALL] for word in ("--set", setting)]
+    command = [sys.executable, "-m", job, "--run", "small", *sets, *more]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=800)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    storage = tmp_path_factory.mktemp("runs")
+    done = _run("jobs.train_toxifier", storage, "--evaluate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return storage, done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_it_trains_measures_and_says_where_it_wrote(trained):
+    storage, output = trained
+    folder = storage / "small" / "toxifier"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["pairs"]["train"] == 32
+    assert manifest["preferences"]["pairs"] >= 8
+    measured = json.loads((folder / "evaluation.json").read_text())
+    for name in ("prompted", "sft", "dpo"):
+        row = measured[name]
+        assert row["n"] == 16
+        assert all(0 <= row[key] <= 1 for key in ("accepted", "kept", "heldout_accepted", "duplicates"))
+        assert 1 <= row["candidates"] <= 4
+        assert row["tokens_per_second"] > 0
+    assert set(measured["gains"]) == {"sft - prompted", "dpo - sft"}
+    assert "| prompted |" in output
+    assert "toxifier/evaluation.json" in output
+
+
+@pytest.mark.timeout(900)
+def test_a_second_call_trains_nothing(trained):
+    storage, _ = trained
+    done = _run("jobs.train_toxifier", storage)
+    assert done.returncode == 0, done.stderr
+    for step in ("sft", "preferences", "dpo", "toxifier"):
+        assert f"{step}: complete, skipped" in done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_the_merged_weights_load(trained):
+    storage, _ = trained
+    model = AutoModelForCausalLM.from_pretrained(storage / "small" / "toxifier" / "merged")
+    assert model.config.num_hidden_layers == 30
