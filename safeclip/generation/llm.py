@@ -80,7 +80,7 @@ class LanguageModel:
 
         Args:
             settings: which model, and how it samples.
-            adapter: what it answers with, if any. vLLM adds it on a GPU. On a CPU that took five times as long as
+            adapter: what it answers with, if any. vLLM adds it on a GPU. On a CPU that took three times as long as
                 the model alone, so there it is merged into the weights first.
         """
         # vLLM reads these when it is imported: the engine stays in this process, on the threads that Ray gave it.
