@@ -14,14 +14,12 @@ import sys
 from jobs.command import config_of, parser, ray_session, run_main
 from safeclip.artifacts import Folder, open_run
 from safeclip.config import Config
-from safeclip.generation.captions import make_captions
 
 
 def train(config: Config, run: Folder) -> None:
-    """Runs the stage, and the captions that preferences are drawn for before it."""
+    """Runs the stage and prints where the adapter lies."""
     from safeclip.toxifier.train import train_toxifier
 
-    make_captions(config, run)
     done = train_toxifier(config, run)
     losses = ", ".join(f"{step} {min(done[step]['validation_loss']):.4f}" for step in ("sft", "dpo"))
     print(f"toxifier: {run.url}/toxifier/adapter, best validation loss {losses}")

@@ -199,7 +199,8 @@ def open_run(config: Config, replace: bool = False) -> Folder:
         UserError: the folder was made with other settings, or cannot be written to.
     """
     folder = Folder(config.storage) / config.run
-    if folder.exists("config.yaml") and not replace:
+    # A run that failed before it made anything, by a wrong setting say, holds no one to its settings.
+    if not replace and folder.exists("config.yaml") and len(folder.fs.ls(folder.path(), detail=False)) > 1:
         raise_if_other(config, saved_config(folder))
     folder.make()
     folder.write("config.yaml", save_config(config).encode())

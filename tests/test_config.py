@@ -137,7 +137,7 @@ def test_a_run_folder_keeps_the_resolved_config(tmp_path):
 
 
 def test_another_runs_settings_are_refused_unless_they_may_replace_it(tmp_path):
-    open_run(run_config(tmp_path))
+    (open_run(run_config(tmp_path)) / "captions").make()
     changed = run_config(tmp_path, "train.epochs=1", "seed=7")
     with pytest.raises(UserError) as refused:
         open_run(changed)
@@ -147,6 +147,12 @@ def test_another_runs_settings_are_refused_unless_they_may_replace_it(tmp_path):
     assert saved_config(open_run(changed, replace=True)) == changed
 
 
+def test_a_run_that_made_nothing_yet_takes_other_settings(tmp_path):
+    open_run(run_config(tmp_path, "train.batch=7"))
+    mended = run_config(tmp_path)
+    assert saved_config(open_run(mended)) == mended
+
+
 def test_other_numbers_of_actors_go_on_with_a_run(tmp_path):
-    open_run(run_config(tmp_path))
+    (open_run(run_config(tmp_path)) / "captions").make()
     assert open_run(run_config(tmp_path, "train.resources.actors=1")).exists("config.yaml")

@@ -15,6 +15,7 @@ from safeclip.artifacts import Folder, Stage, hash_of
 from safeclip.config import Config, ToxifierTraining
 from safeclip.errors import UserError
 from safeclip.fitting import fit, remove_training
+from safeclip.generation.captions import make_captions
 from safeclip.generation.llm import ADAPTER_FILES, adapter_hash, copy_adapter, model_path, save_merged
 from safeclip.generation.toxify import conversation
 from safeclip.records import row_share
@@ -36,7 +37,7 @@ def train_toxifier(config: Config, run: Folder) -> dict[str, Any]:
 
     Args:
         config: what to run.
-        run: the run's folder, whose `captions/` is complete.
+        run: the run's folder; the captions that preferences are drawn for are made first if need be.
 
     Returns:
         The stage's manifest.
@@ -51,6 +52,7 @@ def train_toxifier(config: Config, run: Folder) -> dict[str, Any]:
         print(f"pairs: {len(pairs.bad)} lines are left out{told(pairs.bad)}")
     check_batch(settings, "sft", len(pairs.train))
     began = time.time()
+    make_captions(config, run)
     folder.make(private=True)
     folder.write("pairs.json", json.dumps(pairs.summary(), indent=2).encode())
     sft = train_step(config, folder / "sft", None, *sft_rows(pairs))
