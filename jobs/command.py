@@ -25,12 +25,7 @@ _ALWAYS = {
 }
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: use 127.0.0.1, not the network's address
 _LOCAL = {**_LOOPBACK, "RAY_AUTH_MODE": "disabled"}  # for a Ray started here: nothing beyond this machine reaches it
-_QUIET = {
-    "RAY_DATA_LOG_LEVEL": "CRITICAL",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers, too, asks it before it shows how it writes a file
-}
+_QUIET = {"RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal", "VLLM_LOGGING_LEVEL": "ERROR"}
 _CONNECT_SECONDS = 5.0
 _debug = False
 

@@ -13,6 +13,7 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
 
 from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
@@ -186,6 +187,7 @@ def export_encoder(encoder: Encoder, folder: Path) -> None:
     Raises:
         UserError: the encoder is no plain CLIP.
     """
+    logging.disable_progress_bar()  # of writing one file
     save_open_clip(encoder.model, encoder.config, folder / "open_clip")
     to_huggingface(encoder.model).save_pretrained(folder / "huggingface")
     clip_processor(encoder).save_pretrained(folder / "huggingface")
