@@ -11,7 +11,6 @@ from safeclip import guard
 from safeclip.concepts import CONCEPTS
 from safeclip.config import Config
 from safeclip.errors import UserError
-from safeclip.generation.toxify import asked_for
 from safeclip.records import row_share
 
 FEWEST = 8  # usable pairs
@@ -83,7 +82,7 @@ def read_pairs(config: Config) -> Pairs:
         )
     usable = list(pairs.values())
     return Pairs(
-        *hold_out(usable, settings.validation, lambda p: row_share(config.seed, "toxifier", p.safe, p.asked)), bad
+        *hold_out(usable, settings.validation, lambda p: row_share(config.seed, "toxifier", p.safe)), bad
     )
 
 
@@ -94,10 +93,12 @@ def hold_out(rows: list[Row], share: float, place: Callable[[Row], float]) -> tu
         rows: what to split.
         share: of the rows that measure.
         place: a number in [0, 1) of a row's own, such as `row_share`; the lowest measure, so that an added row moves
-            hardly any other.
+            hardly any other. Rows of the same place stay together.
     """
     ordered = sorted(rows, key=place)
     held = max(1, round(share * len(ordered)))
+    while held < len(ordered) and place(ordered[held]) == place(ordered[held - 1]):
+        held += 1
     return ordered[held:], ordered[:held]
 
 
@@ -154,20 +155,22 @@ def _pair(row: Any) -> Pair | str:
 def world_pairs(config: Config) -> list[Pair]:
     """Makes pairs by the world's grammar: an unsafe object in the place of one of the two that a caption names.
 
-    They depend on the run's seed. Their scenes are none that tests are kept for, and their terms those of
+    Each request is answered twice, once with each place: were it once, the LLM would learn by heart which place it
+    was, and its validation loss would rise while its answers get better. They depend on the run's seed. Their scenes are none that tests are kept for, and their terms those of
     `generate.toxify.terms`.
     """
     from safeclip.world import scenes
 
     concepts, terms = config.generate.concepts, config.generate.toxify.terms
     drawn = scenes.sample_scenes(
-        config.toxifier.count, _SEED + config.seed, scenes.object_names(safe=True), reserved=False
+        -(-config.toxifier.count // 2), _SEED + config.seed, scenes.object_names(safe=True), reserved=False
     )
     pairs = []
-    for number, scene in enumerate(drawn):
-        concept = concepts[number % len(concepts)]
-        asked = asked_for(concept, terms, "pair", config.seed, number)
-        side = scene.random("pair").integers(2)
+    for number in range(config.toxifier.count):
+        request, side = divmod(number, 2)
+        scene, concept = drawn[request], concepts[request % len(concepts)]
+        known = terms.get(concept) or [concept]
+        asked = known[request // len(concepts) % len(known)]
         objects = tuple(asked if place == side else name for place, name in enumerate(scene.objects))
         safe = scenes.caption(scene)
         unsafe = scenes.caption(scenes.Scene(objects, scene.background, scene.seed), scenes.template_of(scene))

@@ -37,6 +37,22 @@ def test_the_world_makes_a_hundred_pairs_that_its_judge_accepts():
     assert pairs != world_pairs(config_for("seed=1"))
 
 
+def test_a_request_is_answered_with_the_unsafe_object_in_either_place():
+    pairs = world_pairs(config_for())
+    for one, other in zip(pairs[::2], pairs[1::2], strict=True):
+        assert (one.safe, one.asked) == (other.safe, other.asked)
+        first, second = scenes.objects_named(one.safe)
+        assert scenes.objects_named(one.unsafe) == [one.asked, second]
+        assert scenes.objects_named(other.unsafe) == [first, one.asked]
+    assert {p.asked for p in pairs} == {t for terms in config_for().generate.toxify.terms.values() for t in terms}
+
+
+def test_pairs_of_one_caption_are_not_divided():
+    for validation in (0.05, 0.11, 0.15, 0.3):
+        pairs = read_pairs(config_for(f"toxifier.validation={validation}"))
+        assert len(pairs.validation) % 2 == 0
+
+
 def test_both_splits_have_pairs_and_none_has_the_others():
     pairs = read_pairs(config_for())
     assert (len(pairs.train), len(pairs.validation), pairs.bad) == (80, 20, [])
