@@ -1,19 +1,34 @@
-"""Fine-tunes the encoder on a run's quadruplets: ``python -m jobs.train_encoder [--run NAME] …``.
+"""Fine-tunes the encoder on a run's quadruplets.
 
-Writes ``runs/<run>/encoder/``: ``open_clip/``, ``huggingface/``, ``text_encoder/`` and ``lora/``.
+  python -m jobs.train_encoder --run demo                  trains, and writes the exports to runs/demo/encoder/
+  python -m jobs.train_encoder --run demo --export runs/demo/encoder/training-…/checkpoint_… --to early
+                                                           writes the exports of a training that is under way
+
+The exports are open_clip/, huggingface/, text_encoder/ and lora/, with a model card. The same command goes on where a
+run was cut off. Settings: ray_config.yaml, train.
 """
 
 import sys
 
 from jobs.command import config_of, parser, ray_session, run_main
-from safeclip.artifacts import open_run
-from safeclip.encoder.train import train_encoder
+from safeclip.artifacts import Folder, open_run
+from safeclip.encoder.train import export_checkpoint, train_encoder
+from safeclip.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the job."""
-    options = parser(__doc__).parse_args(arguments)
+    words = parser(__doc__)
+    words.add_argument("--export", metavar="CHECKPOINT", help="a checkpoint's folder, to export instead of training")
+    words.add_argument("--to", metavar="FOLDER", help="where its exports go")
+    options = words.parse_args(arguments)
+    if (options.export is None) != (options.to is None):
+        raise UserError("--export and --to go together")
     config = config_of(options)
+    if options.export is not None:
+        export_checkpoint(config, Folder(options.export), Folder(options.to))
+        print(f"exported to {options.to}")
+        return
     run = open_run(config, options.replace)
     with ray_session(config):
         manifest = train_encoder(config, run)

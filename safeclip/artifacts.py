@@ -58,6 +58,11 @@ class Folder:
         return Folder(f"{self.url.rstrip('/')}/{name}")
 
     @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system that the folder lies on."""
         return fsspec.url_to_fs(self.url)[0]

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,21 +39,29 @@ class Ray(Section):
     """Object store of a Ray started here, MiB."""
 
 
-class Captions(Section):
+class Source(Section):
     """Where safe captions and their pictures come from."""
 
+    place: ClassVar[str]
+    """Of these settings in the config, for messages."""
     source: str
     """`world`, or a file: `.jsonl` or `.parquet` with `caption` and `image`, or a COCO captions `.json`."""
     images: str | None = None
     """The folder that picture names are relative to; the file's own folder unless given."""
     count: int | None = Field(None, ge=1)
     """How many captions to take, from the start; all of a file's unless given."""
+    unit_rows: int = Field(64, ge=1)
+    """Rows in a unit of work: what is done again as a whole when something dies."""
+
+
+class Captions(Source):
+    """The captions and pictures that quadruplets are made of."""
+
+    place = "captions"
     validation: float = Field(0.1, gt=0, lt=0.5)
     """Share of ids that go into the validation split."""
     test: float = Field(0.1, gt=0, lt=0.5)
     """Share of ids that go into the test split."""
-    unit_rows: int = Field(64, ge=1)
-    """Rows in a unit of work: what is done again as a whole when something dies."""
 
 
 class Toxify(Section):
@@ -239,30 +247,63 @@ class ToxifierTraining(Section):
     resources: Resources = Resources()
 
 
+class Preserve(Source):
+    """Safe captions and pictures without an unsafe side, that only hold the encoder where it was.
+
+    They cost neither an LLM nor a generator, so there may be many more of them than quadruplets.
+    """
+
+    place = "train.preserve"
+    per_step: int = Field(ge=1)
+    """How many join each step, over all workers."""
+
+
 class Train(Section):
     """Fine-tuning of the encoder."""
 
     base: str
     """The encoder to make safe: `world:encoder`, a folder, `hf-hub:<name>` or `<architecture>/<pretrained>`."""
     objective: str = "safe-clip"
-    """Name of the objective."""
+    """Name of the objective, or `package.module:Class` for one of your own."""
+    weights: dict[str, float] = {}
+    """Of the objective's terms, by name, where they are not its own."""
+    preserve: Preserve | None = None
+    """Safe pairs that join each step; none unless given, as in the paper."""
     epochs: int = Field(ge=1)
     """At most; validation loss and recall may stop earlier."""
     patience: int = Field(5, ge=1)
     """Epochs without a better validation loss or recall before training stops."""
     batch: int = Field(ge=2)
     """Quadruplets a step, over all workers."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Texts, and pictures, that a worker passes through a tower at once; all of its share of the step unless given.
+    It bounds memory and changes no gradient."""
     average: int = Field(1, ge=1)
     """Epochs, up to the present one, whose adapters are averaged into those that are validated and kept (Izmailov et
     al., 2018); 1 takes each epoch's as they are, as the paper does."""
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate; the paper's is constant."""
+    warmup: int = Field(0, ge=0)
+    """Steps in which the rate rises from nothing."""
+    max_gradient: float | None = Field(None, gt=0)
+    """Norm that the gradient is scaled down to where it is larger; none unless given, as in the paper."""
     dtype: Literal["bfloat16", "float32"] = "float32"
     """Of the autocast."""
-    lora: Lora = Lora()
+    compile: bool = False
+    """Compiles the towers with torch.compile, which takes a minute and then saves some of each step."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass, for memory."""
+    lora: Lora | None = Lora()
+    """The adapters; null trains all weights."""
+    checkpoint_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints within an epoch; one at its end only unless given."""
+    min_workers: int | None = Field(None, ge=1)
+    """Starts with so many workers where `resources.actors` are not to be had, and grows when they are."""
     max_failures: int = Field(2, ge=0)
     """Times that lost workers are replaced before the run fails."""
+    tracker: Literal["tensorboard", "mlflow", "wandb"] | None = "tensorboard"
+    """Where the losses of each step go, beside the run's folder; mlflow and wandb are yours to install and set up."""
     resources: Resources = Resources()
 
 
@@ -309,12 +350,15 @@ class Config(Section):
     serve: Serve = Serve()
 
     def results(self) -> dict[str, Any]:
-        """Returns the settings that a result depends on, as plain data: neither places nor numbers of actors."""
-        return _without(self.model_dump(exclude={"run", "storage", "ray", "serve"}), "resources")
+        """Returns the settings that a result depends on, as plain data: no places, actors, failures or trackers."""
+        return _without(self.model_dump(exclude={"run", "storage", "ray", "serve"}), _NO_RESULT)
 
 
-def _without(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    return {k: _without(v, key) if isinstance(v, dict) else v for k, v in tree.items() if k != key}
+_NO_RESULT = {"resources", "max_failures", "min_workers", "checkpoint_steps", "tracker"}
+
+
+def _without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {k: _without(v, keys) if isinstance(v, dict) else v for k, v in tree.items() if k not in keys}
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from safeclip.config import Resources
 from safeclip.errors import UserError
 
 _PREFIX = "training-"
+_RESIZE_EVERY = 30.0  # seconds between looks for room for more workers
 
 
 def fit(
@@ -19,6 +20,7 @@ def fit(
     resources: Resources,
     max_failures: int,
     environment: dict[str, str] | None = None,
+    min_workers: int | None = None,
 ) -> Any:
     """Runs a loop in workers that form a process group, and returns Ray Train's result.
 
@@ -32,6 +34,8 @@ def fit(
         resources: how many workers, and what each reserves.
         max_failures: how often lost workers are replaced before the training fails.
         environment: variables for the workers.
+        min_workers: how many are enough to begin with, or to go on with after a loss; more join, up to
+            `resources.actors`, when there is room. All of them unless given.
 
     Raises:
         UserError: a worker raised one.
@@ -45,8 +49,11 @@ def fit(
     trainer = TorchTrainer(
         loop,
         train_loop_config={"plan": plan},
-        scaling_config=ScalingConfig(
-            num_workers=resources.actors, use_gpu=resources.gpus > 0, resources_per_worker=reserved
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # declared as its predecessor
+            num_workers=resources.actors if min_workers is None else (min_workers, resources.actors),
+            use_gpu=resources.gpus > 0,
+            resources_per_worker=reserved,
+            elastic_resize_monitor_interval_s=_RESIZE_EVERY,
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # declared as its predecessor
             name=f"{_PREFIX}{stage.key}",

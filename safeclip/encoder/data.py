@@ -1,4 +1,4 @@
-"""Quadruplets for training: which rows make which batch, and their tokens and pixels.
+"""Rows for training: which of them make which batch, and their tokens and pixels.
 
 The rows of a split lie in one memory-mapped Arrow file a machine, so their number is not bound by memory. They are
 numbered in the order of their ids, whatever files they came in. A batch is a function of seed, epoch and step alone;
@@ -20,10 +20,10 @@ import torch
 
 from safeclip.artifacts import Folder
 from safeclip.encoder.model import Encoder, decode_image
-from safeclip.encoder.teacher import Unit
+from safeclip.encoder.teacher import Unit, sides_of, usable
 from safeclip.errors import UserError
 
-COLUMNS = ("id", "safe_caption", "safe_image", "unsafe_caption", "unsafe_image")
+UNSAFE_FROM = 0.5  # a judge's score from which an item is labelled unsafe
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -40,49 +40,95 @@ def share_of(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:
     return np.split(batch, workers)[rank]
 
 
+def kept_rows(rows: int, count: int, seed: int, step: int) -> np.ndarray:
+    """Returns the row numbers (count,) of the safe pairs that join a step: all of them in turn, shuffled each time.
+
+    Args:
+        rows: how many there are; none gives none.
+        count: how many a step takes.
+        seed: of the order.
+        step: number of the step, over all epochs.
+    """
+    if not rows:
+        return np.zeros(0, np.int64)
+    places = np.arange(step * count, (step + 1) * count)
+    turns = {
+        turn: np.random.default_rng([seed, int(turn), 1]).permutation(rows) for turn in np.unique(places // rows)
+    }
+    return np.array([turns[place // rows][place % rows] for place in places])
+
+
 @dataclass(frozen=True)
 class Batch:
-    """A worker's rows: tokens (2B, L) and uint8 pixels (2B, 3, H, W), the safe ones first, then the unsafe ones."""
+    """Texts and pictures that pass through the towers: tokens (N, L) and uint8 pixels (N, 3, H, W)."""
 
     tokens: torch.Tensor
     pixels: torch.Tensor
 
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self.tokens)
 
-class Quadruplets:
-    """The rows of a split, with the teacher's embeddings of their safe side."""
+    def part(self, start: int, stop: int) -> "Batch":
+        """Returns some of them."""
+        return Batch(self.tokens[start:stop], self.pixels[start:stop])
+
+    @staticmethod
+    def join(batches: list["Batch"]) -> "Batch":
+        """Returns several as one."""
+        return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.pixels for b in batches]))
+
+
+class Rows:
+    """The rows of a split, with the teacher's embeddings; of safe pairs, the safe side only."""
 
     def __init__(self, table: pa.Table, encoder: Encoder) -> None:
         self.table, self.encoder = table, encoder
-        self.order = np.argsort(table["id"].to_numpy())
+        self.order = np.argsort(table["id"].to_numpy()) if len(table) else np.zeros(0, np.int64)
+        self.sides = sides_of(table)
 
     def __len__(self) -> int:
         """Returns how many rows there are."""
         return self.table.num_rows
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """Returns tokens and pixels of rows.
+        """Returns tokens and pixels of rows, those of the safe side first.
 
         Raises:
             UserError: a picture does not decode.
         """
-        taken = self._take(COLUMNS, rows)
-        texts = taken["safe_caption"].to_pylist() + taken["unsafe_caption"].to_pylist()
+        columns = [f"{side}_{kind}" for side in self.sides for kind in ("caption", "image")]
+        taken = self._take(["id", *columns], rows)
+        texts = [text for side in self.sides for text in taken[f"{side}_caption"].to_pylist()]
         images = [
-            decode_image(data, f"row {key}: {column}")
-            for column in ("safe_image", "unsafe_image")
-            for key, data in zip(taken["id"].to_pylist(), taken[column].to_pylist(), strict=True)
+            decode_image(data, f"row {key}: {side}_image")
+            for side in self.sides
+            for key, data in zip(taken["id"].to_pylist(), taken[f"{side}_image"].to_pylist(), strict=True)
         ]
         pixels = np.stack([self.encoder.resize_image(image) for image in images])
         return Batch(self.encoder.tokenizer(texts), torch.from_numpy(pixels))
 
-    def references(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the teacher's embeddings of rows: texts (B, d) and pictures (B, d)."""
-        taken = self._take(("safe_text_ref", "safe_image_ref"), rows)
-        text, image = (column.combine_chunks().flatten().to_numpy() for column in taken.columns)
-        return torch.tensor(text).view(len(rows), -1), torch.tensor(image).view(len(rows), -1)
+    def references(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """Returns the teacher's embeddings of rows, each (B, d): `safe_text_ref`, `safe_image_ref` and so on."""
+        names = [f"{side}_{kind}_ref" for side in self.sides for kind in ("text", "image")]
+        taken = self._take(names, rows)
+        return {
+            name: torch.tensor(taken[name].combine_chunks().flatten().to_numpy()).view(len(rows), -1)
+            for name in names
+        }
 
-    def _take(self, columns: tuple[str, ...], rows: np.ndarray) -> pa.Table:
-        return self.table.select(list(columns)).take(pa.array(self.order[rows]))
+    def labels(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """Returns whether the judges took unsafe texts and pictures for unsafe, each (B,)."""
+        taken = self._take(["text_score", "image_score"], rows)
+        return {
+            f"{kind}_unsafe": torch.tensor(
+                [s is None or s >= UNSAFE_FROM for s in taken[f"{kind}_score"].to_pylist()]
+            )
+            for kind in ("text", "image")
+        }
+
+    def _take(self, columns: list[str], rows: np.ndarray) -> pa.Table:
+        return self.table.select(columns).take(pa.array(self.order[rows]))
 
 
 def cache_path(key: str, split: str) -> Path:
@@ -92,7 +138,7 @@ def cache_path(key: str, split: str) -> Path:
     return folder / f"{key}-{split}.arrow"
 
 
-def write_rows(quadruplets: Folder, teacher: Folder, units: list[Unit], path: Path) -> None:
+def write_rows(folders: dict[str, Folder], teacher: Folder, units: list[Unit], path: Path) -> None:
     """Writes the rows of some units, with the teacher's embeddings, as one Arrow file; a file that is there stays.
 
     Raises:
@@ -104,10 +150,10 @@ def write_rows(quadruplets: Folder, teacher: Folder, units: list[Unit], path: Pa
     writer = None
     with pa.OSFile(str(part), "wb") as sink:
         for unit in units:
-            rows = (quadruplets / unit.split).read_table(unit.source).select(list(COLUMNS))
+            rows = usable(folders[unit.split].read_table(unit.source))
             refs = teacher.read_table(unit.target)
             if not rows["id"].equals(refs["id"]):
-                raise UserError(f"{teacher.url}/{unit.target}: not of these quadruplets; remove {teacher.url}")
+                raise UserError(f"{teacher.url}/{unit.target}: not of these rows; remove {teacher.url}")
             for column in refs.column_names[1:]:
                 rows = rows.append_column(column, refs[column])
             writer = writer or pa.ipc.new_file(sink, rows.schema)

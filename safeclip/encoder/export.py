@@ -47,14 +47,10 @@ def huggingface_name(name: str) -> str:
     return name
 
 
-def check_exportable(model: torch.nn.Module) -> None:
-    """Refuses an encoder that is no plain CLIP of two transformers, which the other formats cannot express.
-
-    Raises:
-        UserError: names the part that differs.
-    """
+def oddities(model: torch.nn.Module) -> list[str]:
+    """Returns what an encoder has that Hugging Face's CLIPModel cannot express; nothing for a plain CLIP."""
     if not isinstance(model, open_clip.CLIP) or not isinstance(model.visual, VisionTransformer):
-        raise UserError("train.base: must be a CLIP of two plain transformers, such as ViT-L-14/openai")
+        return ["towers other than two plain transformers"]
     blocks = [*model.transformer.resblocks, *model.visual.transformer.resblocks]
     odd = {
         "layer scale": any(not isinstance(b.ls_1, torch.nn.Identity) for b in blocks),
@@ -63,8 +59,17 @@ def check_exportable(model: torch.nn.Module) -> None:
         "a text tower that is not causal": model.attn_mask is None or model.text_pool_type != "argmax",
         "a projection with a bias": not isinstance(model.text_projection, torch.nn.Parameter),
     }
-    if found := [what for what, is_so in odd.items() if is_so]:
-        raise UserError(f"train.base: an encoder with {' and '.join(found)} has no Hugging Face CLIPModel")
+    return [what for what, is_so in odd.items() if is_so]
+
+
+def check_plain(model: torch.nn.Module) -> None:
+    """Refuses an encoder that Hugging Face's CLIPModel cannot express.
+
+    Raises:
+        UserError: names the part that differs.
+    """
+    if found := oddities(model):
+        raise UserError(f"an encoder with {' and '.join(found)} has no Hugging Face CLIPModel")
 
 
 def _tower(transformer: Any, width: int) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def to_huggingface(clip: Any) -> CLIPModel:
     Raises:
         UserError: the encoder is no plain CLIP.
     """
-    check_exportable(clip)
+    check_plain(clip)
     model = CLIPModel(huggingface_config(clip))
     model.load_state_dict(_huggingface_state(clip))
     return model.eval()
@@ -131,7 +136,7 @@ def to_text_encoder(clip: Any) -> CLIPTextModel:
     Raises:
         UserError: the encoder is no plain CLIP.
     """
-    check_exportable(clip)
+    check_plain(clip)
     model = CLIPTextModel(huggingface_config(clip).text_config)
     prefix = "text_model."
     state = {k.removeprefix(prefix): v for k, v in _huggingface_state(clip).items() if k.startswith(prefix)}
@@ -182,13 +187,12 @@ def save_open_clip(model: torch.nn.Module, config: dict[str, Any], folder: Path)
 
 
 def export_encoder(encoder: Encoder, folder: Path) -> None:
-    """Writes `open_clip/`, `huggingface/` and `text_encoder/` below a folder.
-
-    Raises:
-        UserError: the encoder is no plain CLIP.
-    """
+    """Writes `open_clip/`, and, of a plain CLIP, `huggingface/` and `text_encoder/` below a folder."""
     logging.disable_progress_bar()  # of writing one file
     save_open_clip(encoder.model, encoder.config, folder / "open_clip")
+    if found := oddities(encoder.model):
+        print(f"export: for open_clip only; {' and '.join(found)} cannot be a Hugging Face CLIPModel")
+        return
     to_huggingface(encoder.model).save_pretrained(folder / "huggingface")
     clip_processor(encoder).save_pretrained(folder / "huggingface")
     to_text_encoder(encoder.model).save_pretrained(folder / "text_encoder")

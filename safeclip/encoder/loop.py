@@ -1,11 +1,12 @@
-"""What each training worker does: steps over its share of the batches, validation, a checkpoint an epoch."""
+"""What each training worker does: steps over its share of the batches, validation, checkpoints."""
 
+import contextlib
 import json
 import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,27 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from safeclip.artifacts import Folder
 from safeclip.config import Train
 from safeclip.encoder.data import (
     Batch,
-    Quadruplets,
+    Rows,
     cache_path,
     epoch_batches,
+    kept_rows,
     map_rows,
     prefetch,
     share_of,
     write_rows,
 )
-from safeclip.encoder.lora import adapter_state, add_lora, load_adapter_state
 from safeclip.encoder.model import Encoder, encode_tokens, load_encoder
+from safeclip.encoder.nearest import NearestSafe
 from safeclip.encoder.objectives import Embeddings, Objective, make_objective
-from safeclip.encoder.teacher import SPLITS, Unit
+from safeclip.encoder.student import clip_of, load_trained_state, make_student, trained_state
+from safeclip.encoder.teacher import KEPT, Unit
+from safeclip.encoder.tracker import make_tracker
 from safeclip.encoder.validation import recall_sum, validation_losses
 from safeclip.records import row_seed
 
@@ -47,9 +50,12 @@ class Plan:
     seed: int
     key: str
     """Of the training, which names the machine's copies of the rows."""
-    quadruplets: Folder
+    folders: dict[str, Folder]
+    """Where the rows of each split lie."""
     teacher: Folder
     units: list[Unit]
+    logs: Folder | None = None
+    """Where the tracker's files go."""
 
 
 @dataclass
@@ -58,22 +64,28 @@ class Progress:
 
     epoch: int = 0
     """Epochs done."""
+    step: int = 0
+    """Steps done of the epoch that is under way."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of these steps' losses, by name, and of their gradient norms, seconds, and seconds spent waiting for data."""
     steps: int = 0
     seconds: float = 0.0
     """Spent on steps."""
+    waiting: float = 0.0
+    """Of these seconds, those spent waiting for data."""
     best_loss: float = math.inf
     best_recall: float = 0.0
     best_epoch: int = 0
-    """Whose adapters are kept."""
+    """Whose weights are kept."""
     waited: int = 0
     """Epochs without a better loss or recall."""
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def note(self, record: dict[str, Any]) -> bool:
-        """Takes in an epoch's record, and returns whether its adapters are the best so far.
+        """Takes in an epoch's record, and returns whether its weights are the best so far.
 
         An epoch counts as better if the validation loss or the sum of recalls is (the paper's rule for stopping);
-        the adapters kept are those of the lowest loss.
+        the weights kept are those of the lowest loss.
         """
         loss, recall = record["validation"]["total"], record["recall_sum"]
         best = loss < self.best_loss
@@ -92,23 +104,22 @@ class Progress:
 class TwoTowers(torch.nn.Module):
     """A student as one module, texts and pictures in one pass, as DDP wants it."""
 
-    def __init__(self, student: PeftModel, encoder: Encoder) -> None:
+    def __init__(self, student: torch.nn.Module, encoder: Encoder) -> None:
         super().__init__()
         self.student = student
         self.normalize_pixels = encoder.normalize_pixels
 
-    def forward(self, tokens: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns embeddings of tokens (n, L) and of uint8 pixels (n, 3, H, W), each (n, d), float32."""
-        clip = self.student.get_base_model()
+    def forward(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns embeddings (N, 2, d) of tokens (N, L) and of uint8 pixels (N, 3, H, W), float32."""
+        clip = clip_of(self.student)
         image = clip.encode_image(self.normalize_pixels(pixels), normalize=True)
-        return encode_tokens(clip, tokens).float(), image.float()
+        return torch.stack([encode_tokens(clip, tokens).float(), image.float()], dim=1)
 
 
 def learning_rate(step: int, steps: int, train: Train) -> float:
-    """Returns the rate of a step of all steps: constant, or half a cosine down to zero."""
-    if train.schedule == "constant":
-        return train.learning_rate
-    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+    """Returns the rate of a step of all steps: constant, or half a cosine down to zero; rising in the warm-up."""
+    rate = train.learning_rate * min(1.0, (step + 1) / (train.warmup + 1))
+    return rate if train.schedule == "constant" else rate * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def all_rows(own: torch.Tensor, rank: int, workers: int) -> torch.Tensor:
@@ -150,118 +161,243 @@ class Worker:
         self.plan, self.train = plan, plan.train
         self.rank, self.workers, self.device = rank, workers, device
         self.encoder = load_encoder(self.train.base, device)
-        self.student = add_lora(self.encoder.model, self.train.lora, plan.seed)
+        self.student = make_student(self.encoder.model, self.train.lora, plan.seed)
         self.encoder.model = torch.nn.Identity()  # the teacher's numbers are at hand, so the teacher need not be
+        if self.train.gradient_checkpointing:
+            clip_of(self.student).set_grad_checkpointing(True)
         self.towers = TwoTowers(self.student, self.encoder)
+        if self.train.compile:
+            self.towers.compile(dynamic=True)  # captions differ in length from step to step
         self.parallel = wrap(self.towers)
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.train.learning_rate)
-        self.objective: Objective = make_objective(self.train.objective)
-        paths = {split: cache_path(plan.key, split) for split in SPLITS}
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.train.learning_rate, fused=True)
+        self.objective: Objective = make_objective(self.train.objective, self.train.weights)
+        paths = {split: cache_path(plan.key, split) for split in plan.folders}
         if local_rank == 0:
             for split, path in paths.items():
-                write_rows(plan.quadruplets, plan.teacher, [u for u in plan.units if u.split == split], path)
+                write_rows(plan.folders, plan.teacher, [u for u in plan.units if u.split == split], path)
         if workers > 1:
             dist.barrier()
-        self.rows = {split: Quadruplets(map_rows(path), self.encoder) for split, path in paths.items()}
+        self.rows = {split: Rows(map_rows(path), self.encoder) for split, path in paths.items()}
+        self.nearest = self._find_nearest() if self.objective.uses_nearest else {}
+        self.batches = len(self.rows["train"]) // self.train.batch
+        """Steps in an epoch."""
         self.progress = Progress()
-        self.best = adapter_state(self.student)
+        self.best = trained_state(self.student)
         self.earlier: list[dict[str, torch.Tensor]] = []
-        """Adapters at the end of the epochs before, as many as are averaged with the present one's."""
+        """Weights at the end of the epochs before, as many as are averaged with the present one's."""
+        self.tracker = make_tracker(self.train.tracker, plan.logs, plan.key) if rank == 0 and plan.logs else None
+
+    def _find_nearest(self) -> dict[str, NearestSafe]:
+        references = {s: self.rows[s].references(np.arange(len(self.rows[s]))) for s in ("train", "validation")}
+        return {split: NearestSafe(found, references["train"]) for split, found in references.items()}
 
     def _embed(self, module: Any, batch: Batch) -> torch.Tensor:
-        """Returns the embeddings (4, B, d) of S, V, U, G."""
+        """Returns the embeddings (N, 2, d) of texts and pictures."""
         dtype = torch.bfloat16 if self.train.dtype == "bfloat16" else torch.float32
         with torch.autocast(torch.device(self.device).type, dtype=dtype, enabled=dtype is torch.bfloat16):
-            text, image = module(batch.tokens.to(self.device), batch.pixels.to(self.device))
-        half = len(text) // 2
-        return torch.stack([text[:half], image[:half], text[half:], image[half:]])
+            return module(batch.tokens.to(self.device), batch.pixels.to(self.device))
 
-    def _whole(self, split: str, embedded: torch.Tensor, rows: np.ndarray) -> Embeddings:
-        references = (ref.to(self.device) for ref in self.rows[split].references(rows))
-        safe_text, safe_image, unsafe_text, unsafe_image = embedded
-        return Embeddings(safe_text, safe_image, unsafe_text, unsafe_image, *references)
+    def _whole(self, split: str, gathered: torch.Tensor, rows: np.ndarray, kept: np.ndarray) -> Embeddings:
+        """Returns what the objective sees.
 
-    def run_epoch(self) -> dict[str, Any] | None:
-        """Trains for an epoch, and returns its record; None where the loss is not a finite number."""
-        epoch, rows = self.progress.epoch, self.rows["train"]
-        batches = epoch_batches(len(rows), self.train.batch, self.plan.seed, epoch)
-        # Dropout is the only chance within a step. Its seed tells workers and epochs apart, and survives a resume.
-        torch.manual_seed(row_seed(self.plan.seed, epoch, self.rank, "dropout"))
+        Args:
+            split: of the quadruplets.
+            gathered: the workers' embeddings (workers, N, 2, d), of each its safe, unsafe and kept items.
+            rows: numbers of the quadruplets, in the order of workers.
+            kept: numbers of the safe pairs.
+        """
+        own = len(rows) // self.workers
+        sides = {"safe": gathered[:, :own], "unsafe": gathered[:, own : 2 * own], "kept": gathered[:, 2 * own :]}
+        found = {
+            f"{side}_{kind}": part.flatten(0, 1)[:, place]
+            for side, part in sides.items()
+            for place, kind in enumerate(("text", "image"))
+        }
+        found |= self.rows[split].references(rows) | self.rows[split].labels(rows)
+        if len(kept):
+            for name, value in self.rows[KEPT].references(kept).items():
+                found[name.replace("safe", "kept")] = value
+        else:
+            found |= {f"kept_{kind}_ref": found[f"kept_{kind}"].detach() for kind in ("text", "image")}
+        done = self.progress.epoch * self.batches + self.progress.step
+        return Embeddings(
+            **{name: value.to(self.device) for name, value in found.items()},
+            progress=min(1.0, done / max(1, self.train.epochs * self.batches)),
+            nearest=self.nearest[split].of(torch.as_tensor(rows), self.device) if self.nearest else None,
+        )
+
+    def _steps(self) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+        """Yields for each step that is left of the epoch its quadruplets, its safe pairs, and the worker's share."""
+        progress, rows, kept = self.progress, self.rows["train"], self.rows.get(KEPT)
+        batches = epoch_batches(len(rows), self.train.batch, self.plan.seed, progress.epoch)
+        count = self.train.preserve.per_step if self.train.preserve else 0
+        steps = []
+        for number in range(progress.step, len(batches)):
+            step = progress.epoch * len(batches) + number
+            steps.append((batches[number], kept_rows(len(kept) if kept else 0, count, self.plan.seed, step)))
+
+        def load(step: tuple[np.ndarray, np.ndarray]) -> Batch:
+            parts = [rows.batch(share_of(step[0], self.rank, self.workers))]
+            if kept and len(step[1]):
+                parts.append(kept.batch(share_of(step[1], self.rank, self.workers)))
+            return Batch.join(parts)
+
+        for (quadruplets, pairs), batch in zip(steps, prefetch(load, steps), strict=True):
+            yield quadruplets, pairs, batch
+
+    def run_epoch(self, checkpoint: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
+        """Trains until the epoch's end, and returns its record; None where the loss is not a finite number.
+
+        Args:
+            checkpoint: called after each `train.checkpoint_steps` steps.
+        """
+        progress = self.progress
         self.parallel.train()
-        began, said = time.monotonic(), time.monotonic()
-        sums: dict[str, float] = {}
-        norms = 0.0
-        shares = (share_of(batch, self.rank, self.workers) for batch in batches)
-        for step, batch in enumerate(prefetch(rows.batch, shares)):
-            rate = learning_rate(epoch * len(batches) + step, self.train.epochs * len(batches), self.train)
-            losses, norm = self._step(batch, batches[step], rate)
+        clock, said = time.monotonic(), time.monotonic()
+        for rows, kept, batch in self._steps():
+            waited = time.monotonic() - clock
+            losses = self._step(batch, rows, kept)
             if not math.isfinite(losses["total"]):
                 return None
-            norms += norm
-            sums = {name: sums.get(name, 0.0) + loss for name, loss in losses.items()}
-            if self.rank == 0 and time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
-                print(f"epoch {epoch + 1:3d} step {step + 1:5d}/{len(batches)}  {_line(losses)}", flush=True)
-        seconds = time.monotonic() - began
-        self.progress.epoch, self.progress.steps = epoch + 1, self.progress.steps + len(batches)
-        self.progress.seconds += seconds
+            now = time.monotonic()
+            losses |= {"seconds": now - clock, "waiting": waited}
+            clock = now
+            progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in losses.items()}
+            progress.step += 1
+            if self.tracker:
+                self.tracker.note(progress.epoch * self.batches + progress.step, self._measures(losses))
+            if self.rank == 0 and now - said > SAY_EVERY:
+                said = now
+                print(self._line(losses), flush=True)
+            if (every := self.train.checkpoint_steps) and progress.step % every == 0 and progress.step < self.batches:
+                checkpoint()
+                clock = time.monotonic()
+        means = {name: value / self.batches for name, value in progress.sums.items()}
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+        progress.steps += self.batches
+        progress.seconds += means["seconds"] * self.batches
+        progress.waiting += means["waiting"] * self.batches
+        return {"epoch": progress.epoch, **self._measures(means)}
+
+    def _measures(self, sums: dict[str, float]) -> dict[str, Any]:
+        """Returns a step's, or a mean step's, numbers as records have them."""
+        others = ("gradient_norm", "seconds", "waiting")
         return {
-            "epoch": epoch + 1,
-            "loss": {name: total / len(batches) for name, total in sums.items()},
-            "gradient_norm": norms / len(batches),
-            "samples_per_second": batches.size / seconds,
+            "loss": {name: value for name, value in sums.items() if name not in others},
+            "gradient_norm": sums["gradient_norm"],
+            "samples_per_second": self.train.batch / max(sums["seconds"], 1e-9),
+            "data_wait": sums["waiting"] / max(sums["seconds"], 1e-9),
         }
 
-    def _step(self, batch: Batch, rows: np.ndarray, rate: float) -> tuple[dict[str, float], float]:
+    def _line(self, losses: dict[str, float]) -> str:
+        place = f"epoch {self.progress.epoch + 1:3d} step {self.progress.step:5d}/{self.batches}"
+        return f"{place}  {_told(self._measures(losses))}  memory {_memory(self.device):.1f} GiB"
+
+    def _step(self, batch: Batch, rows: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+        """Takes a step, and returns its losses and its `gradient_norm`."""
+        step = self.progress.epoch * self.batches + self.progress.step
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        own = self._embed(self.parallel, batch)
-        # (4, B, d) gathered along the rows; see all_rows for why each worker's gradient is its own rows' share.
-        embedded = all_rows(own.transpose(0, 1), self.rank, self.workers).transpose(0, 1)
-        losses = self.objective.losses(self._whole("train", embedded, rows))
-        total = self.objective.total(losses)
+            group["lr"] = learning_rate(step, self.train.epochs * self.batches, self.train)
         self.optimizer.zero_grad(set_to_none=True)
-        (total * self.workers).backward()  # DDP averages over the workers what is a sum
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        size = self.train.micro_batch or len(batch)
+        parts = [batch.part(start, start + size) for start in range(0, len(batch), size)]
+        if len(parts) == 1:
+            self._seed(step, 0)
+            losses = self._backward(self._embed(self.parallel, batch), rows, kept)
+        else:
+            losses = self._backward_in_parts(parts, step, rows, kept)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if (limit := self.train.max_gradient) is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        else:
+            norm = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.step()
-        return {"total": total.item(), **{name: loss.item() for name, loss in losses.items()}}, norm.item()
+        return {**losses, "gradient_norm": norm.item()}
+
+    def _seed(self, step: int, part: int) -> None:
+        """Dropout is the only chance within a step. Its seed tells workers apart, and survives a resume."""
+        torch.manual_seed(row_seed(self.plan.seed, step, part, self.rank, "dropout"))
+
+    def _backward(self, own: torch.Tensor, rows: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+        """Computes the losses of the whole step and their gradients for the worker's own embeddings (N, 2, d)."""
+        gathered = all_rows(own, self.rank, self.workers).unflatten(0, (self.workers, len(own)))
+        losses = self.objective.losses(self._whole("train", gathered, rows, kept))
+        total = self.objective.total(losses)
+        (total * self.workers).backward()  # DDP averages over the workers what is a sum
+        return {"total": total.item(), **{name: loss.item() for name, loss in losses.items()}}
+
+    def _backward_in_parts(
+        self, parts: list[Batch], step: int, rows: np.ndarray, kept: np.ndarray
+    ) -> dict[str, float]:
+        """Does the same with the activations of one part at a time (GradCache; Gao et al., 2021).
+
+        All parts are embedded without activations, the loss gives the gradient of each embedding, and each part is
+        embedded again to pass it on.
+        """
+        embedded = []
+        with torch.no_grad():
+            for number, part in enumerate(parts):
+                self._seed(step, number)
+                embedded.append(self._embed(self.towers, part))
+        own = torch.cat(embedded).requires_grad_()
+        losses = self._backward(own, rows, kept)
+        assert own.grad is not None
+        start = 0
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last or self.workers == 1 else self.parallel.no_sync():  # type: ignore[operator]
+                self._seed(step, number)
+                self._embed(self.parallel, part).backward(own.grad[start : start + len(part)])
+            start += len(part)
+        return losses
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
         """Returns the validation split's losses and its sum of recalls, the same on every worker."""
         self.towers.eval()
         rows = self.rows["validation"]
-        own = np.resize(np.arange(len(rows)), (-(-len(rows) // self.workers)) * self.workers)
-        own = share_of(own, self.rank, self.workers)
+        numbers = np.resize(np.arange(len(rows)), (-(-len(rows) // self.workers)) * self.workers)
+        own = share_of(numbers, self.rank, self.workers)
+        sides: list[list[torch.Tensor]] = [[], []]
         pieces = np.split(own, range(VALIDATION_BATCH, len(own), VALIDATION_BATCH))
-        embedded = torch.cat([self._embed(self.towers, batch) for batch in prefetch(rows.batch, pieces)], dim=1)
-        whole = all_rows(embedded.transpose(0, 1), self.rank, self.workers).transpose(0, 1)[:, : len(rows)]
-        embeddings = self._whole("validation", whole, np.arange(len(rows)))
+        for batch in prefetch(rows.batch, pieces):
+            for side, part in zip(sides, self._embed(self.towers, batch).chunk(2), strict=True):
+                side.append(part)
+        embedded = torch.cat([*sides[0], *sides[1]])
+        gathered = all_rows(embedded, self.rank, self.workers).unflatten(0, (self.workers, len(embedded)))
+        none = np.zeros(0, np.int64)
+        embeddings = self._whole("validation", gathered, numbers, none).part(0, len(rows))
         return {
             "validation": validation_losses(embeddings, self.objective),
             "recall_sum": recall_sum(embeddings),
         }
 
-    def take_epoch(self) -> dict[str, Any] | None:
-        """Trains and validates for an epoch, notes and prints its record, and keeps the adapters if they are best."""
-        trained = self.run_epoch()
+    def take_epoch(self, checkpoint: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
+        """Trains and validates for an epoch, notes and prints its record, and keeps the weights if they are best.
+
+        Args:
+            checkpoint: as for `run_epoch`.
+        """
+        trained = self.run_epoch(checkpoint)
         if trained is None:
             return None
-        own = adapter_state(self.student)
+        own = trained_state(self.student)
         recent = [*self.earlier, own]
         averaged = {name: torch.stack([state[name] for state in recent]).mean(0) for name in own}
-        load_adapter_state(self.student, averaged)
+        load_trained_state(self.student, averaged)
         record = {**trained, **self.validate()}
-        load_adapter_state(self.student, own)
+        load_trained_state(self.student, own)
         self.earlier = recent[max(0, len(recent) - self.train.average + 1) :]
         best = self.progress.note(record)
         if best:
             self.best = averaged
+        if self.tracker:
+            found = {"validation": record["validation"], "recall_sum": record["recall_sum"]}
+            self.tracker.note(self.progress.epoch * self.batches, found)
         if self.rank == 0:
             print(
-                f"epoch {record['epoch']:3d}/{self.train.epochs}  {_line(record['loss'])}  "
-                f"gradient {record['gradient_norm']:6.3f}  {record['samples_per_second']:6.1f} samples/s  | "
+                f"epoch {record['epoch']:3d}/{self.train.epochs}  {_told(record)}  | "
                 f"validation {record['validation']['total']:.4f}  recall sum {record['recall_sum']:.3f}"
                 f"{'  best' if best else ''}",
                 flush=True,
@@ -269,21 +405,29 @@ class Worker:
         return record
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint."""
-        save_file(adapter_state(self.student), folder / "adapter.safetensors")
+        """Writes a checkpoint: the trained weights, the optimizer and the progress; nothing of what is frozen."""
+        save_file(trained_state(self.student), folder / "trained.safetensors")
         save_file(self.best, folder / "best.safetensors")
         for number, state in enumerate(self.earlier):
             save_file(state, folder / f"earlier-{number}.safetensors")
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        moments = {
+            f"{number}.{name}": value.detach().cpu()
+            for number, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        save_file(moments, folder / "optimizer.safetensors")
         (folder / "progress.json").write_text(json.dumps(asdict(self.progress)))
 
     def load(self, folder: Path) -> None:
         """Goes on from a checkpoint."""
-        load_adapter_state(self.student, load_file(folder / "adapter.safetensors"))
+        load_trained_state(self.student, load_file(folder / "trained.safetensors"))
         self.best = load_file(folder / "best.safetensors")
         self.earlier = [load_file(path) for path in sorted(folder.glob("earlier-*.safetensors"), key=_number)]
-        state = torch.load(folder / "optimizer.pt", weights_only=True, map_location=self.device)
-        self.optimizer.load_state_dict(state)
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in load_file(folder / "optimizer.safetensors", device=self.device).items():
+            number, name = key.split(".")
+            state.setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.progress = read_progress(folder)
 
 
@@ -296,9 +440,22 @@ def _number(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def _line(losses: dict[str, float]) -> str:
+def _told(record: dict[str, Any]) -> str:
+    losses = record["loss"]
     terms = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if name != "total")
-    return f"loss {losses['total']:.4f}  {terms}"
+    return (
+        f"loss {losses['total']:8.4f}  {terms}  gradient {record['gradient_norm']:7.3f}  "
+        f"{record['samples_per_second']:7.1f} samples/s  waiting {100 * record['data_wait']:4.1f}%"
+    )
+
+
+def _memory(device: str) -> float:
+    """Returns the GPU's peak, or the process's present memory on a CPU, GiB."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**30
+    import psutil
+
+    return psutil.Process().memory_info().rss / 2**30
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -321,9 +478,10 @@ def train_loop(settings: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             worker.load(Path(folder))
         if rank == 0:
-            print(f"encoder: training goes on after epoch {worker.progress.epoch}", flush=True)
+            after = f"epoch {worker.progress.epoch}" + (f" and {n} steps" if (n := worker.progress.step) else "")
+            print(f"encoder: training goes on after {after}, with {worker.workers} workers", flush=True)
     while not worker.progress.is_over(worker.train):
-        if worker.take_epoch() is None:
+        if worker.take_epoch(lambda: _report(worker)) is None:
             # The same on every worker. An exception would only have Ray try again, to the same end.
             ray.train.report({"diverged": worker.progress.epoch + 1})
             return
@@ -338,6 +496,8 @@ def _report(worker: Worker) -> None:
         folder = tempfile.mkdtemp(prefix="safeclip-checkpoint-")
         worker.save(Path(folder))
         checkpoint = ray.train.Checkpoint.from_directory(folder)
+        if worker.tracker:
+            worker.tracker.flush()
     ray.train.report(
         {"epoch": worker.progress.epoch}, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True
     )

@@ -12,16 +12,17 @@ from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, Stage, hash_of, read_manifest
 from safeclip.config import Config, Train
-from safeclip.encoder.export import check_exportable, export_encoder
+from safeclip.encoder.card import model_card
+from safeclip.encoder.export import export_encoder, oddities
 from safeclip.encoder.loop import Plan, Progress, read_progress, train_loop
-from safeclip.encoder.lora import add_lora, load_adapter_state, merge_lora, save_adapter
 from safeclip.encoder.model import Encoder, load_encoder
 from safeclip.encoder.objectives import make_objective
-from safeclip.encoder.teacher import SPLITS, embed_teacher
+from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter
+from safeclip.encoder.teacher import KEPT, SPLITS, embed_teacher
 from safeclip.errors import UserError
 from safeclip.fitting import fit, remove_training
-
-EXPORTS = ("open_clip", "huggingface", "text_encoder", "lora")
+from safeclip.generation.captions import collect
+from safeclip.records import row_seed
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -43,7 +44,7 @@ def check_settings(train: Train, counts: dict[str, int]) -> None:
     Raises:
         UserError: an unknown objective, an empty split, or a batch that does not fit the data or the workers.
     """
-    make_objective(train.objective)
+    make_objective(train.objective, train.weights)
     for split in SPLITS:
         if not counts.get(split):
             raise UserError(f"quadruplets: the {split} split is empty; generate more captions")
@@ -51,16 +52,24 @@ def check_settings(train: Train, counts: dict[str, int]) -> None:
         raise UserError(
             f"train.batch: {train.batch} is more than the {counts['train']} training quadruplets there are"
         )
-    if train.batch % (workers := train.resources.actors):
+    workers = train.resources.actors
+    if train.min_workers is not None and train.min_workers > workers:
         raise UserError(
-            f"train.batch: {train.batch} does not divide among {workers} workers (train.resources.actors)"
+            f"train.min_workers: {train.min_workers} is more than train.resources.actors, which is {workers}"
         )
+    together = {"batch": train.batch, **({"preserve.per_step": train.preserve.per_step} if train.preserve else {})}
+    for name, rows in together.items():
+        for count in range(train.min_workers or workers, workers + 1):
+            if rows % count:
+                raise UserError(
+                    f"train.{name}: {rows} does not divide among {count} workers (train.resources.actors)"
+                )
 
 
 def train_encoder(config: Config, run: Folder) -> dict[str, Any]:
     """Runs the stage: fine-tunes `train.base` on the run's quadruplets and writes the exports to `encoder/`.
 
-    A Ray must be running. A training that was cut off goes on after its last whole epoch.
+    A Ray must be running. A training that was cut off goes on after its last checkpoint.
 
     Args:
         config: what to run.
@@ -77,42 +86,48 @@ def train_encoder(config: Config, run: Folder) -> dict[str, Any]:
     if quadruplets is None:
         raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
     check_settings(config.train, quadruplets["data"]["quadruplets"])
-    base = load_encoder(config.train.base)
-    check_exportable(base.model)
+    train, base = config.train, load_encoder(config.train.base)
     base_hash, content_hash = weights_hash(base.model), quadruplets["content_hash"]
-    settings = config.train.model_dump(exclude={"resources", "max_failures"})
-    stage = Stage(run / "encoder", hash_of(settings, config.seed, base_hash, content_hash))
+    stage = Stage(run / "encoder", hash_of(config.results()["train"], config.seed, base_hash, content_hash))
     if manifest := stage.manifest():
         print("encoder: complete, skipped")
         return manifest
     began = time.time()
     stage.folder.make()
+    folders = {split: run / "quadruplets" / split for split in SPLITS}
+    if train.preserve:
+        folders[KEPT] = stage.folder / KEPT
+        kept = collect(config, train.preserve, folders[KEPT], row_seed(config.seed, KEPT))
+        content_hash = hash_of(content_hash, [unit["name"] for unit in kept["units"]])
     teacher = stage.folder / "teacher"
-    resources = config.train.resources
-    units = embed_teacher(config.train.base, base_hash, run / "quadruplets", content_hash, teacher, resources)
-    plan = Plan(config.train, config.seed, stage.key, run / "quadruplets", teacher, units)
+    units = embed_teacher(train.base, base_hash, folders, content_hash, teacher, train.resources)
+    plan = Plan(train, config.seed, stage.key, folders, teacher, units, stage.folder / "tracker")
     progress, best = _fit(plan, stage)
-    hashes = _write_exports(base, best, config, stage.folder)
-    remove_training(stage.folder)
+    trained = {
+        "objective": train.objective,
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "steps": progress.steps,
+        "samples_per_second": round(progress.steps * train.batch / max(progress.seconds, 1e-9), 1),
+        "data_wait": round(progress.waiting / max(progress.seconds, 1e-9), 4),
+        "workers": train.resources.actors,
+        "preserved": kept["accepted"] if train.preserve else 0,
+    }
     content = {
-        "content_hash": hashes,
-        "base": {"source": config.train.base, "hash": base_hash},
-        "train": {
-            "objective": config.train.objective,
-            "epochs": progress.epoch,
-            "best_epoch": progress.best_epoch,
-            "steps": progress.steps,
-            "samples_per_second": round(progress.steps * config.train.batch / max(progress.seconds, 1e-9), 1),
-            "workers": resources.actors,
-        },
+        "base": {"source": train.base, "hash": base_hash},
+        "quadruplets": quadruplets["content_hash"],
+        "train": trained,
         "history": progress.history,
     }
+    content["content_hash"] = write_exports(base, best, config, stage.folder, model_card(config, content))
+    remove_training(stage.folder)
     return stage.finish(began, content)
 
 
 def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Trains, and returns how it went and the best adapters."""
-    result = fit(train_loop, plan, stage, plan.train.resources, plan.train.max_failures)
+    """Trains, and returns how it went and the best weights."""
+    train = plan.train
+    result = fit(train_loop, plan, stage, train.resources, train.max_failures, min_workers=train.min_workers)
     if epoch := (result.metrics or {}).get("diverged"):
         raise UserError(
             f"train: the loss is not a finite number in epoch {epoch}; "
@@ -122,17 +137,47 @@ def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
         return read_progress(Path(path)), load_file(Path(path) / "best.safetensors")
 
 
-def _write_exports(base: Encoder, best: dict[str, torch.Tensor], config: Config, folder: Folder) -> str:
-    """Writes the exports and returns the hash of the trained weights."""
-    student = add_lora(base.model, config.train.lora, config.seed)
-    load_adapter_state(student, best)
-    safe = Encoder(merge_lora(student), base.tokenizer, base.preprocess, base.config)
+def write_exports(base: Encoder, trained: dict[str, torch.Tensor], config: Config, folder: Folder, card: str) -> str:
+    """Writes the exports and the model card, and returns the hash of the trained weights.
+
+    Raises:
+        UserError: the weights are of another student.
+    """
+    student = make_student(base.model, config.train.lora, config.seed)
+    load_trained_state(student, trained)
+    safe = Encoder(merge_student(student), base.tokenizer, base.preprocess, base.config)
     local = Path(tempfile.mkdtemp(prefix="safeclip-export-"))
     try:
         export_encoder(safe, local)
-        save_adapter(student, local / "lora")
-        for name in EXPORTS:
-            folder.put(name, local / name)
+        if config.train.lora is not None and not oddities(base.model):
+            save_adapter(student, local / "lora")
+        folder.make()
+        folder.write("README.md", card.encode())
+        for path in sorted(local.iterdir()):
+            folder.put(path.name, path)
         return hashlib.sha256((local / "open_clip" / "open_clip_model.safetensors").read_bytes()).hexdigest()[:16]
     finally:
         shutil.rmtree(local)
+
+
+def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> None:
+    """Writes the exports of a training's checkpoint, of the best weights up to it.
+
+    Args:
+        config: of the training.
+        checkpoint: a folder `checkpoint_…` below `encoder/training-…`.
+        target: where the exports go.
+
+    Raises:
+        UserError: the checkpoint is missing, or of another base or other adapters than the config's.
+    """
+    if not checkpoint.exists("best.safetensors"):
+        raise UserError(f"--export {checkpoint.url}: no checkpoint lies here (no best.safetensors)")
+    with tempfile.TemporaryDirectory(prefix="safeclip-export-") as name:
+        for file in ("best.safetensors", "progress.json"):
+            (Path(name) / file).write_bytes(checkpoint.read(file))
+        progress, best = read_progress(Path(name)), load_file(Path(name) / "best.safetensors")
+    base = load_encoder(config.train.base)
+    trained = {"objective": config.train.objective, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
+    content = {"base": {"source": config.train.base, "hash": weights_hash(base.model)}, "train": trained}
+    write_exports(base, best, config, target, model_card(config, {**content, "history": progress.history}))

@@ -15,7 +15,7 @@ def validation_losses(embeddings: Embeddings, objective: Objective) -> dict[str,
     rows = len(embeddings.safe_text)
     sums: dict[str, float] = {}
     for start in range(0, rows, BLOCK):
-        block = Embeddings(**{k: v[start : start + BLOCK] for k, v in vars(embeddings).items()})
+        block = embeddings.part(start, start + BLOCK)
         losses = objective.losses(block)
         losses = {"total": objective.total(losses), **losses}
         share = len(block.safe_text) / rows

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from safeclip import guard
 from safeclip.artifacts import Folder, Stage, hash_of
-from safeclip.config import Captions, Config
+from safeclip.config import Config, Source
 from safeclip.generation.images import MISSING, UNDECODABLE, UNREADABLE
 from safeclip.generation.rejects import check_rejects
 from safeclip.generation.sources import Entry, identity, read_entries, read_pictures
@@ -35,30 +35,48 @@ def make_captions(config: Config, run: Folder) -> dict[str, Any]:
     Raises:
         UserError: the source is missing, empty or damaged as a whole, or too many rows were rejected.
     """
-    settings, limit = config.captions, config.generate.max_reject_fraction
+    return collect(config, config.captions, run / NAME, config.seed)
+
+
+def collect(config: Config, settings: Source, folder: Folder, seed: int) -> dict[str, Any]:
+    """Runs the stage for any source of captions and pictures.
+
+    Args:
+        config: which concepts there are, and how many rows may be rejected.
+        settings: the source.
+        folder: where the rows of CAPTION go; its name is the stage's.
+        seed: of the world's draw, and of each caption's concept.
+
+    Returns:
+        The stage's manifest.
+
+    Raises:
+        UserError: as for `make_captions`.
+    """
+    name, limit = folder.name, config.generate.max_reject_fraction
     source = identity(settings)
-    made_from = [source.get("sha256", "world"), settings.images, config.generate.concepts, config.seed]
-    stage = Stage(run / NAME, hash_of(*made_from, settings.count, settings.unit_rows, limit))
+    made_from = [source.get("sha256", "world"), settings.images, config.generate.concepts, seed]
+    stage = Stage(folder, hash_of(*made_from, settings.count, settings.unit_rows, limit))
     if manifest := stage.manifest():
-        print(f"{NAME}: complete, skipped")
+        print(f"{name}: complete, skipped")
         return manifest
     began = time.time()
     stage.folder.make()
-    rows = _rows(read_entries(settings, config.seed), config)
+    rows = _rows(read_entries(settings, seed), config.generate.concepts, seed)
     units = _run_units(_units(rows, settings.unit_rows, made_from), settings, stage.folder)
     remove_others(stage.folder, units)
     summary = summary_of(units)
-    check_rejects(NAME, summary["rows"], Counter(summary["rejected"]), limit)
+    check_rejects(name, summary["rows"], Counter(summary["rejected"]), limit)
     acknowledged = config.generate.acknowledge_explicit
     return stage.finish(began, {**summary, "sources": source, "acknowledge_explicit": acknowledged})
 
 
-def _rows(entries: list[Entry], config: Config) -> list[dict[str, Any]]:
+def _rows(entries: list[Entry], concepts: list[str], seed: int) -> list[dict[str, Any]]:
     """The rows without their pictures; what the guard drops has neither text nor reference to a picture."""
     rows, seen = [], set()
     for number, entry in enumerate(entries):
         words = entry.caption or f"row {number}"
-        concept = concept_for(words, config.generate.concepts, config.seed)
+        concept = concept_for(words, concepts, seed)
         row = {**asdict(entry), "id": row_id(words, concept), "concept": concept}
         if entry.reject is None:
             if reason := guard.check(entry.caption, concept):
@@ -78,7 +96,7 @@ def _units(rows: list[dict[str, Any]], size: int, made_from: list[Any]) -> dict[
     return {f"{index:05d}-{hash_of(*made_from, part)}.parquet": part for index, part in enumerate(parts)}
 
 
-def _make_unit(settings: Captions, folder: Folder, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _make_unit(settings: Source, folder: Folder, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     left = [row for row in rows if row["reject"] is None]
     for row, (data, reason) in zip(left, read_pictures(settings, [r["picture"] for r in left]), strict=True):
         row |= {"safe_image": data, "reject": reason}
@@ -91,7 +109,7 @@ def _is_done(statistics: dict[str, Any] | None) -> bool:
     return statistics is not None and not {MISSING, UNREADABLE, UNDECODABLE} & statistics["rejected"].keys()
 
 
-def _run_units(units: dict[str, list[dict[str, Any]]], settings: Captions, folder: Folder) -> list[dict[str, Any]]:
+def _run_units(units: dict[str, list[dict[str, Any]]], settings: Source, folder: Folder) -> list[dict[str, Any]]:
     import ray
     from tqdm import tqdm
 
@@ -100,7 +118,7 @@ def _run_units(units: dict[str, list[dict[str, Any]]], settings: Captions, folde
 
     done = {name: s for name in units if (s := unit_statistics(folder, name)) and _is_done(s)}
     pending = [{"name": name, "rows": json.dumps(rows)} for name, rows in units.items() if name not in done]
-    with tqdm(total=len(units), initial=len(done), desc=NAME, unit="unit") as bar:
+    with tqdm(total=len(units), initial=len(done), desc=folder.name, unit="unit") as bar:
         if pending:
             for row in ray.data.from_items(pending, override_num_blocks=len(pending)).map(work).iter_rows():
                 statistics = json.loads(row["statistics"])

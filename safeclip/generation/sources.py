@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from safeclip.artifacts import Folder
-from safeclip.config import Captions
+from safeclip.config import Source
 from safeclip.errors import UserError
 from safeclip.generation.images import MISSING, UNREADABLE, defect, encode_webp
 from safeclip.world import scenes
@@ -35,7 +35,7 @@ class Entry:
     """Why it is no row to work with; its caption is empty then."""
 
 
-def identity(settings: Captions) -> dict[str, Any]:
+def identity(settings: Source) -> dict[str, Any]:
     """Returns what a manifest says of the source: its name, and the SHA-256 of a file.
 
     Raises:
@@ -55,7 +55,7 @@ def identity(settings: Captions) -> dict[str, Any]:
     return {"source": settings.source, "sha256": digest.hexdigest()}
 
 
-def read_entries(settings: Captions, seed: int) -> list[Entry]:
+def read_entries(settings: Source, seed: int) -> list[Entry]:
     """Returns the rows of the source, in its order.
 
     Raises:
@@ -69,7 +69,7 @@ def read_entries(settings: Captions, seed: int) -> list[Entry]:
     return entries
 
 
-def read_pictures(settings: Captions, references: list[Reference | None]) -> list[tuple[bytes | None, str | None]]:
+def read_pictures(settings: Source, references: list[Reference | None]) -> list[tuple[bytes | None, str | None]]:
     """Returns for each reference the encoded picture, or None and the reason why there is none."""
     rows = [r["row"] for r in references if r and "row" in r]
     cells = _cells(settings.source, min(rows), max(rows) + 1) if rows else {}
@@ -80,8 +80,8 @@ def _kind(source: str) -> str:
     return "." + source.rsplit(".", 1)[-1].lower()
 
 
-def _wrong(settings: Captions, what: str) -> UserError:
-    return UserError(f"captions.source: {settings.source}: {what}")
+def _wrong(settings: Source, what: str) -> UserError:
+    return UserError(f"{settings.place}.source: {settings.source}: {what}")
 
 
 def _entry(caption: Any, picture: Reference | None) -> Entry:
@@ -93,9 +93,9 @@ def _entry(caption: Any, picture: Reference | None) -> Entry:
     return Entry(text, picture, None if text else NO_CAPTION)
 
 
-def _world(settings: Captions, seed: int) -> list[Entry]:
+def _world(settings: Source, seed: int) -> list[Entry]:
     if settings.count is None:
-        raise UserError("captions.count: must be given where captions.source is world")
+        raise UserError(f"{settings.place}.count: must be given where {settings.place}.source is world")
     found: dict[str, Scene] = {}
     draws = 2 * settings.count
     while len(found) < settings.count:  # the same seed draws the same scenes first, however many
@@ -104,14 +104,14 @@ def _world(settings: Captions, seed: int) -> list[Entry]:
             found.setdefault(scenes.caption(scene), scene)
         if before and len(found) < 1.01 * before:
             raise UserError(
-                f"captions.count: {settings.count} is more than the world has, about {len(found)} captions"
+                f"{settings.place}.count: {settings.count} is more than the world has, about {len(found)} captions"
             )
         draws *= 2
     chosen = list(found.items())[: settings.count]
     return [_entry(text, {"scene": [s.objects, s.background, s.seed]}) for text, s in chosen]
 
 
-def _json_lines(settings: Captions) -> Iterator[Entry]:
+def _json_lines(settings: Source) -> Iterator[Entry]:
     keys: set[str] = set()
     objects = 0
     entries = []
@@ -136,13 +136,13 @@ def _json_lines(settings: Captions) -> Iterator[Entry]:
     return iter(entries)
 
 
-def _need_columns(settings: Captions, columns: set[str]) -> None:
+def _need_columns(settings: Source, columns: set[str]) -> None:
     for name in ("caption", "image"):
         if name not in columns:
             raise _wrong(settings, f"has no {name!r}; it has {', '.join(sorted(columns)) or 'nothing'}")
 
 
-def _parquet(settings: Captions) -> Iterator[Entry]:
+def _parquet(settings: Source) -> Iterator[Entry]:
     try:
         with fsspec.open(settings.source, "rb") as file:
             parquet = pq.ParquetFile(file)
@@ -177,7 +177,7 @@ def _cell(value: Any) -> Reference | None:
     return {"file": value} if isinstance(value, str) and value else None
 
 
-def _coco(settings: Captions) -> Iterator[Entry]:
+def _coco(settings: Source) -> Iterator[Entry]:
     try:
         with fsspec.open(settings.source, "rb") as file:
             tree = json.load(file)
@@ -197,7 +197,7 @@ def _coco(settings: Captions) -> Iterator[Entry]:
         yield _entry(first.get(key), {"file": images[key]} if images.get(key) else None)
 
 
-def _picture(settings: Captions, reference: Reference | None) -> tuple[bytes | None, str | None]:
+def _picture(settings: Source, reference: Reference | None) -> tuple[bytes | None, str | None]:
     if reference is None:
         return None, MISSING
     if "scene" in reference:
@@ -215,7 +215,7 @@ def _picture(settings: Captions, reference: Reference | None) -> tuple[bytes | N
     return (None, reason) if reason else (data, None)
 
 
-def _file(settings: Captions, name: str) -> bytes:
+def _file(settings: Source, name: str) -> bytes:
     if name.startswith("/"):
         return fsspec.filesystem("file").cat_file(name)
     folder = settings.images or (settings.source.rsplit("/", 1)[0] if "/" in settings.source else ".")

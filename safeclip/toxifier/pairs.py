@@ -81,9 +81,7 @@ def read_pairs(config: Config) -> Pairs:
             f"toxifier.pairs: {settings.pairs} has {len(pairs)} usable pairs, fewer than {FEWEST}{told(bad)}"
         )
     usable = list(pairs.values())
-    return Pairs(
-        *hold_out(usable, settings.validation, lambda p: row_share(config.seed, "toxifier", p.safe)), bad
-    )
+    return Pairs(*hold_out(usable, settings.validation, lambda p: row_share(config.seed, "toxifier", p.safe)), bad)
 
 
 def hold_out(rows: list[Row], share: float, place: Callable[[Row], float]) -> tuple[list[Row], list[Row]]:
@@ -156,8 +154,8 @@ def world_pairs(config: Config) -> list[Pair]:
     """Makes pairs by the world's grammar: an unsafe object in the place of one of the two that a caption names.
 
     Each request is answered twice, once with each place: were it once, the LLM would learn by heart which place it
-    was, and its validation loss would rise while its answers get better. They depend on the run's seed. Their scenes are none that tests are kept for, and their terms those of
-    `generate.toxify.terms`.
+    was, and its validation loss would rise while its answers get better. They depend on the run's seed. Their scenes
+    are none that tests are kept for, and their terms those of `generate.toxify.terms`.
     """
     from safeclip.world import scenes
 

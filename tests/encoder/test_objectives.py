@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from safeclip.encoder.objectives import Embeddings, SafeClip, contrastive, distance, make_objective
+from safeclip.encoder.objectives import OBJECTIVES, Embeddings, Objective, contrastive, distance, make_objective
+from safeclip.encoder.objectives.apart import Apart
+from safeclip.encoder.objectives.safe_clip import SafeClip
+from safeclip.encoder.objectives.safer_clip import EASIEST, RAMP, SaferClip
+from safeclip.encoder.objectives.shield import Shield
 from safeclip.encoder.validation import recall_at_1, recall_sum, validation_losses
 from safeclip.errors import UserError
-
-
-def random_embeddings(rows: int, width: int, seed: int) -> Embeddings:
-    random = np.random.default_rng(seed)
-    drawn = random.normal(size=(6, rows, width))
-    drawn /= np.linalg.norm(drawn, axis=2, keepdims=True)
-    return Embeddings(*torch.from_numpy(drawn))
+from tests.encoder.embeddings import SIDES, embeddings_of, random_embeddings
 
 
 def plain_cross_entropy(one, other) -> float:
@@ -27,7 +25,8 @@ def plain_cross_entropy(one, other) -> float:
 
 
 def plain_terms(e: Embeddings) -> tuple[dict[str, float], float]:
-    s, v, u, g, s_ref, v_ref = (x.numpy() for x in vars(e).values())
+    s, v, u, g = (getattr(e, side).numpy() for side in SIDES)
+    s_ref, v_ref = e.safe_text_ref.numpy(), e.safe_image_ref.numpy()
 
     def d(one, other):
         return sum(1 - float(np.dot(a, b)) for a, b in zip(one, other, strict=True)) / len(one)
@@ -60,22 +59,107 @@ def test_the_eight_terms_equal_a_plain_reimplementation(rows, width, seed):
     assert float(objective.total(losses)) == pytest.approx(total, abs=1e-6)
 
 
+def test_safe_pairs_join_the_papers_terms_of_safe_items_and_no_others():
+    embeddings = random_embeddings(6, 16, 0, kept=3)
+    s, v = (torch.cat([getattr(embeddings, f"{p}_{kind}") for p in ("safe", "kept")]) for kind in ("text", "image"))
+    refs = [torch.cat([getattr(embeddings, f"{p}_{k}_ref") for p in ("safe", "kept")]) for k in ("text", "image")]
+    losses = SafeClip().losses(embeddings)
+    alone = SafeClip().losses(random_embeddings(6, 16, 0))
+    assert losses["d(S,S_ref)"] == distance(s, refs[0])
+    assert losses["C(V,S_ref)"] == contrastive(v, refs[0])
+    assert losses["C(S,V_ref)"] == contrastive(s, refs[1])
+    assert all(losses[name] == alone[name] for name in losses if name[2] in "UG")
+
+
 def test_items_that_stay_and_go_where_they_should_cost_next_to_nothing():
     safe = torch.eye(8)
-    perfect = Embeddings(safe, safe, safe, safe, safe, safe)
+    perfect = embeddings_of(safe_text=safe, safe_image=safe, unsafe_text=safe, unsafe_image=safe)
     objective = SafeClip()
     assert float(objective.total(objective.losses(perfect))) < 1e-6
-    moved = Embeddings(safe, safe, safe.roll(1, 0), safe, safe, safe)
+    moved = embeddings_of(safe_text=safe, safe_image=safe, unsafe_text=safe.roll(1, 0), unsafe_image=safe)
     assert float(objective.total(objective.losses(moved))) > 1
 
 
-def test_the_teacher_gets_no_gradient_and_the_student_does():
-    drawn = random_embeddings(4, 8, 3)
-    student = {k: v.clone().requires_grad_() for k, v in list(vars(drawn).items())[:4]}
-    batch = Embeddings(**student, safe_text_ref=drawn.safe_text_ref, safe_image_ref=drawn.safe_image_ref)
-    objective = SafeClip()
-    objective.total(objective.losses(batch)).backward()
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_side_of_the_student_has_a_gradient_and_the_teacher_none(name):
+    batch = random_embeddings(4, 8, 3, kept=2)
+    student = {side: getattr(batch, side).clone().requires_grad_() for side in (*SIDES, "kept_text", "kept_image")}
+    objective = make_objective(name)
+    losses = objective.losses(Embeddings(**{**vars(batch), **student}))
+    assert losses.keys() == objective.weights.keys()
+    objective.total(losses).backward()
     assert all(float(v.grad.abs().sum()) > 0 for v in student.values())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_works_without_safe_pairs(name):
+    losses = make_objective(name).losses(random_embeddings(5, 8, 4))
+    assert all(math.isfinite(float(loss)) for loss in losses.values())
+
+
+def _softmax_loss(query, right, wrong, scale):
+    logits = [scale * float(query @ other) for other in [right, *wrong]]
+    largest = max(logits)
+    return largest + math.log(sum(math.exp(v - largest) for v in logits)) - logits[0]
+
+
+def test_apart_picks_the_safe_item_among_safe_and_unsafe_ones():
+    e = random_embeddings(5, 16, 7, kept=3)
+    losses = Apart().losses(e)
+    rows = range(5)
+    safe, kept = e.safe_image_ref, list(e.kept_image_ref)
+    expected = np.mean([
+        _softmax_loss(e.unsafe_text[i], safe[i], [*(safe[j] for j in rows if j != i), *kept, *e.unsafe_image], 50.0)
+        for i in rows
+    ])  # fmt: skip
+    assert float(losses["redirect text"]) == pytest.approx(expected, abs=1e-9)
+    stayed = [1 - float(a @ b) for a, b in zip(e.safe_text, e.safe_text_ref, strict=True)]
+    stayed += [1 - float(a @ b) for a, b in zip(e.kept_text, e.kept_text_ref, strict=True)]
+    assert float(losses["preserve text"]) == pytest.approx(np.mean(stayed), abs=1e-9)
+
+
+def test_safer_clip_takes_the_nearest_safe_row_and_one_hard_negative():
+    e = random_embeddings(6, 16, 8)
+    losses = SaferClip().losses(e)
+    cross = np.mean([
+        math.log(1 + math.exp(float(u @ g) - float(u @ t)))
+        for u, g, t in zip(e.unsafe_text, e.unsafe_image, e.nearest.text_to_image, strict=True)
+    ])  # fmt: skip
+    assert float(losses["cross text"]) == pytest.approx(cross, abs=1e-9)
+    near = np.mean([1 - float(g @ t) for g, t in zip(e.unsafe_image, e.nearest.image_to_image, strict=True)])
+    assert float(losses["redirect image"]) == pytest.approx(near, abs=1e-9)
+
+
+def test_safer_clip_begins_with_the_easy_rows():
+    def redirect(progress):
+        e = random_embeddings(12, 8, 9, progress=progress)  # difficulties 0, 1/11, … 1
+        each = 1 - (e.unsafe_text * e.nearest.text_to_text).sum(1)
+        return float(SaferClip().losses(e)["redirect text"]), each
+
+    found, each = redirect(0.0)
+    assert found == pytest.approx(float(each[: int(11 * EASIEST) + 1].mean()))
+    assert redirect(RAMP)[0] == pytest.approx(float(each.mean()))
+    assert redirect(1.0)[0] == pytest.approx(float(each.mean()))
+
+
+def test_shield_takes_an_item_with_a_safe_label_for_a_safe_one():
+    e = random_embeddings(4, 16, 10)
+    labels = torch.tensor([True, False, True, False])
+    e = Embeddings(**{**vars(e), "text_unsafe": labels, "image_unsafe": torch.tensor([True, False, False, True])})
+    losses = Shield().losses(e)
+    gallery = [*e.safe_image_ref, *e.unsafe_image]
+    # The second row is safe on both of its generated sides, so its text belongs to its own picture.
+    right = [0, 1, 2, 3, 0, 4 + 1, 2, 3]
+    queries = [*e.safe_text, *e.unsafe_text]
+    expected = np.mean([
+        _softmax_loss(q, gallery[r], [g for i, g in enumerate(gallery) if i != r], 100.0)
+        for q, r in zip(queries, right, strict=True)
+    ])  # fmt: skip
+    assert float(losses["match text"]) == pytest.approx(expected, abs=1e-9)
+    pairs = [*zip(e.safe_text, e.safe_text_ref, strict=True), (e.unsafe_text[1], e.unsafe_text_ref[1])]
+    pairs.append((e.unsafe_text[3], e.unsafe_text_ref[3]))
+    stayed = np.mean([1 - float(a @ b) for a, b in pairs])
+    assert float(losses["preserve text"]) == pytest.approx(stayed, abs=1e-9)
 
 
 def test_terms_of_unit_rows():
@@ -85,16 +169,41 @@ def test_terms_of_unit_rows():
     assert float(contrastive(one, one, scale=0.0)) == pytest.approx(math.log(4))
 
 
-def test_an_unknown_objective_is_refused_by_name():
-    with pytest.raises(UserError, match=r"train.objective: 'safe-clap' is no objective; there are safe-clip"):
-        make_objective("safe-clap")
+class OwnObjective(Objective):
+    """As a user would write one."""
+
+    weights = {"only": 2.0}  # noqa: RUF012
+
+    def losses(self, batch):
+        return {"only": distance(batch.unsafe_text, batch.safe_text_ref)}
+
+
+def test_an_objective_of_ones_own_goes_by_its_import_path():
+    objective = make_objective(f"{__name__}:OwnObjective", {"only": 3.0})
+    losses = objective.losses(random_embeddings(3, 4, 0))
+    assert float(objective.total(losses)) == pytest.approx(3 * float(losses["only"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("safe-clap", {}, "train.objective: 'safe-clap' is no objective; there are apart, safe-clip"),
+        ("nothing.here:Class", {}, "cannot be imported: No module named 'nothing'"),
+        (f"{__name__}:Nothing", {}, "cannot be imported"),
+        (f"{__name__}:SIDES", {}, "is no subclass of"),
+        ("apart", {"redirect": 1.0}, "train.weights: no term 'redirect'; there are redirect text, redirect image"),
+    ],
+)
+def test_an_unknown_objective_or_term_is_refused_by_name(name, weights, message):
+    with pytest.raises(UserError, match=message):
+        make_objective(name, weights)
 
 
 def test_recall_is_of_equal_row_numbers():
     gallery = torch.eye(4)
     assert recall_at_1(gallery, gallery) == 1
     assert recall_at_1(gallery[[1, 0, 2, 3]], gallery) == 0.5
-    perfect = Embeddings(*[gallery] * 6)
+    perfect = embeddings_of(**dict.fromkeys(SIDES, gallery))
     assert recall_sum(perfect) == 6
 
 

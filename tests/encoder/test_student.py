@@ -6,10 +6,11 @@ from peft import PeftModel
 
 from safeclip.config import Lora
 from safeclip.encoder.export import to_huggingface
-from safeclip.encoder.lora import adapter_state, add_lora, load_adapter_state, merge_lora, save_adapter
 from safeclip.encoder.model import encode_tokens, load_encoder
-from safeclip.encoder.objectives import Embeddings, SafeClip
+from safeclip.encoder.objectives.safe_clip import SafeClip
+from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter, trained_state
 from safeclip.errors import UserError
+from tests.encoder.embeddings import embeddings_of
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,9 @@ def train_a_little(student, inputs, steps=3):
     for _ in range(steps):
         text, image = embed(student.get_base_model(), inputs)
         objective = SafeClip()
-        batch = Embeddings(text, image, text.roll(1, 0), image.roll(1, 0), text.detach(), image.detach())
+        batch = embeddings_of(
+            safe_text=text, safe_image=image, unsafe_text=text.roll(1, 0), unsafe_image=image.roll(1, 0)
+        )
         optimizer.zero_grad()
         objective.total(objective.losses(batch)).backward()
         optimizer.step()
@@ -46,14 +49,14 @@ def train_a_little(student, inputs, steps=3):
 
 @torch.no_grad()
 def test_a_fresh_student_gives_the_base_embeddings(encoder, inputs):
-    student = add_lora(encoder.model, Lora()).eval()
+    student = make_student(encoder.model, Lora()).eval()
     assert torch.allclose(embed(student.get_base_model(), inputs), embed(encoder.model, inputs), atol=1e-6)
 
 
 def test_training_a_student_leaves_the_teacher_bit_for_bit(encoder, inputs):
     with torch.no_grad():
         before, weights = embed(encoder.model, inputs), copy.deepcopy(encoder.model.state_dict())
-    student = train_a_little(add_lora(encoder.model, Lora(alpha=16.0)), inputs)
+    student = train_a_little(make_student(encoder.model, Lora(alpha=16.0)), inputs)
     with torch.no_grad():
         assert torch.equal(embed(encoder.model, inputs), before)
         assert (embed(student.get_base_model(), inputs) - before).abs().max() > 1e-3  # the student did move
@@ -62,7 +65,7 @@ def test_training_a_student_leaves_the_teacher_bit_for_bit(encoder, inputs):
 
 
 def test_only_adapters_are_trained_on_the_papers_layers(encoder):
-    student = add_lora(encoder.model, Lora())
+    student = make_student(encoder.model, Lora())
     trained = {name for name, p in student.named_parameters() if p.requires_grad}
     assert trained
     assert all(".lora_A." in name or ".lora_B." in name for name in trained)
@@ -72,10 +75,10 @@ def test_only_adapters_are_trained_on_the_papers_layers(encoder):
 
 @pytest.mark.parametrize("targets", [None, r".*resblocks\.0\.mlp\.(c_fc|c_proj)|.*conv1"])
 def test_merged_weights_and_the_saved_adapter_give_the_students_embeddings(encoder, inputs, tmp_path, targets):
-    student = train_a_little(add_lora(encoder.model, Lora(alpha=16.0, targets=targets)), inputs)
+    student = train_a_little(make_student(encoder.model, Lora(alpha=16.0, targets=targets)), inputs)
     with torch.no_grad():
         expected = embed(student.get_base_model(), inputs)
-        merged = merge_lora(student)
+        merged = merge_student(student)
         assert torch.allclose(embed(merged, inputs), expected, atol=1e-5)
         assert merged.state_dict().keys() == encoder.model.state_dict().keys()
         save_adapter(student, tmp_path)
@@ -87,14 +90,14 @@ def test_merged_weights_and_the_saved_adapter_give_the_students_embeddings(encod
         assert (found * expected).sum(-1).min() > 1 - 1e-4
 
 
-def test_an_adapter_state_can_be_put_back(encoder, inputs):
-    student = train_a_little(add_lora(encoder.model, Lora(alpha=16.0)), inputs)
-    other = add_lora(encoder.model, Lora(alpha=16.0), seed=7).eval()
-    load_adapter_state(other, adapter_state(student))
+def test_trained_weights_can_be_put_back(encoder, inputs):
+    student = train_a_little(make_student(encoder.model, Lora(alpha=16.0)), inputs)
+    other = make_student(encoder.model, Lora(alpha=16.0), seed=7).eval()
+    load_trained_state(other, trained_state(student))
     with torch.no_grad():
         assert torch.equal(embed(other.get_base_model(), inputs), embed(student.get_base_model(), inputs))
 
 
 def test_targets_that_name_nothing_are_refused(encoder):
     with pytest.raises(UserError, match=r"train\.lora\.targets"):
-        add_lora(encoder.model, Lora(targets="nothing"))
+        make_student(encoder.model, Lora(targets="nothing"))

@@ -1,0 +1,168 @@
+"""The student: a copy of the base model with low-rank adapters, which alone are trained, or trained as a whole.
+
+open_clip's attention keeps query, key and value in one matrix, in a module that adapters cannot reach without
+rewriting its weights at every pass. A student with adapters therefore has attention of separate linear layers; the
+same numbers, and names of modules that can be told apart. Adapters lie, as the paper's do, on key, value and output
+of the attention, on both layers of the MLP, and on the patch embedding.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+
+from safeclip.config import Lora
+from safeclip.encoder.export import huggingface_name
+from safeclip.errors import UserError
+
+# The second line has timm's names, which SigLIP's image towers go by.
+TARGETS = (
+    r"(.*\.)?(attn\.(k_proj|v_proj|out_proj)|mlp\.(c_fc|c_proj)|conv1"
+    r"|attn\.(qkv|proj)|mlp\.(fc1|fc2)|patch_embed\.proj)"
+)
+
+
+class SplitAttention(nn.Module):
+    """What `nn.MultiheadAttention` computes for self-attention, from four linear layers; batch first."""
+
+    def __init__(self, fused: nn.MultiheadAttention) -> None:
+        super().__init__()
+        if not fused.batch_first or fused.in_proj_weight is None or fused.in_proj_bias is None:
+            raise UserError("train.lora: the attention of this encoder has no single projection with a bias to adapt")
+        self.num_heads = fused.num_heads
+        projections = zip(fused.in_proj_weight.chunk(3), fused.in_proj_bias.chunk(3), strict=True)
+        self.q_proj, self.k_proj, self.v_proj = (_linear(weight, bias) for weight, bias in projections)
+        self.out_proj = _linear(fused.out_proj.weight, fused.out_proj.bias)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        need_weights: bool = False,
+        attn_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        """Returns the attended values (B, L, width); the weights are never returned."""
+        projected = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
+        mixed = F.scaled_dot_product_attention(q, k, v, None if attn_mask is None else attn_mask.to(q.dtype))
+        return self.out_proj(mixed.transpose(1, 2).flatten(-2)), None
+
+    @torch.no_grad()
+    def fuse(self) -> nn.MultiheadAttention:
+        """Returns the same as an `nn.MultiheadAttention`."""
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        fused = nn.MultiheadAttention(self.out_proj.in_features, self.num_heads, batch_first=True)
+        fused.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+        fused.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+        fused.out_proj.weight.copy_(self.out_proj.weight)
+        fused.out_proj.bias.copy_(self.out_proj.bias)
+        return fused.to(self.out_proj.weight.device)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+    return linear
+
+
+def _replace(model: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
+    """Puts what `make` gives in the place of every module of a kind."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is kind:
+                setattr(module, name, make(child))
+
+
+def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module:
+    """Returns a student: a copy of an encoder that is ready to be trained. The encoder is not touched.
+
+    Args:
+        clip: as open_clip builds it.
+        lora: rank, alpha and dropout of fresh adapters, which alone are trainable; None to train all weights.
+        seed: of the adapters' first values; the embeddings equal the encoder's whatever they are.
+
+    Raises:
+        UserError: `lora.targets` names no module.
+    """
+    student = copy.deepcopy(clip)
+    if lora is None:
+        student.requires_grad_(True)
+        for name, parameter in student.named_parameters():
+            if name in ("logit_scale", "logit_bias"):  # of the contrastive loss of pretraining
+                parameter.requires_grad_(False)
+        return student
+    _replace(student, nn.MultiheadAttention, SplitAttention)
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets or TARGETS,
+        bias="none",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(student, settings)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"train.lora.targets: {lora.targets or 'the default'!r} will not do: {reason}") from error
+
+
+def clip_of(student: nn.Module) -> Any:
+    """Returns the encoder within a student, with its adapters at work."""
+    return student.get_base_model() if isinstance(student, PeftModel) else student
+
+
+def trained_state(student: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns a copy of the weights that training changes, by name, on the CPU."""
+    if isinstance(student, PeftModel):
+        state = get_peft_model_state_dict(student)
+    else:
+        state = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+
+
+def load_trained_state(student: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Fills a student with what `trained_state` returned.
+
+    Raises:
+        UserError: it is of another student.
+    """
+    own = trained_state(student)
+    odd = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
+    if odd:
+        raise UserError(f"the checkpoint is of another architecture or other adapters: it differs in {odd[0]}")
+    if isinstance(student, PeftModel):
+        set_peft_model_state_dict(student, state)
+    else:
+        student.load_state_dict(state, strict=False)
+
+
+def merge_student(student: nn.Module) -> nn.Module:
+    """Returns an encoder as open_clip builds it, adapters worked into its weights. The student is not touched."""
+    merged = copy.deepcopy(student)
+    if isinstance(merged, PeftModel):
+        merged = merged.merge_and_unload()
+        _replace(merged, SplitAttention, lambda attention: attention.fuse())
+    return merged.eval().requires_grad_(False)
+
+
+def save_adapter(student: PeftModel, folder: Path) -> None:
+    """Writes the adapters as `PeftModel.from_pretrained` puts them on the base model's Hugging Face CLIPModel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = "base_model.model."
+    state = {prefix + huggingface_name(k.removeprefix(prefix)): v for k, v in trained_state(student).items()}
+    save_file(state, folder / "adapter_model.safetensors")
+    settings: Any = copy.deepcopy(student.peft_config["default"])
+    settings.target_modules = sorted({name.removeprefix(prefix).rsplit(".lora_", 1)[0] for name in state})
+    settings.inference_mode = True
+    settings.save_pretrained(folder)

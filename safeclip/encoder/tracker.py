@@ -1,0 +1,77 @@
+"""Where the numbers of each step go, for charts: TensorBoard's files, MLflow or Weights & Biases."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safeclip.artifacts import Folder
+from safeclip.errors import UserError
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+class Tracker:
+    """Takes in the numbers of steps."""
+
+    def __init__(self, log: Log, flush: Callable[[], None]) -> None:
+        self.log, self.flush = log, flush
+
+    def note(self, step: int, numbers: dict[str, Any]) -> None:
+        """Takes in a step's numbers; those in a dictionary within go by `name/key`."""
+        flat: dict[str, float] = {}
+        for name, value in numbers.items():
+            flat |= {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        self.log(step, flat)
+
+
+def make_tracker(kind: str | None, folder: Folder, name: str) -> Tracker | None:
+    """Returns a tracker.
+
+    Args:
+        kind: `train.tracker`.
+        folder: where TensorBoard's files go, each time the tracker is flushed; they need not be local.
+        name: of the training, for the others.
+
+    Raises:
+        UserError: its package is not installed.
+    """
+    if kind is None:
+        return None
+    try:
+        return {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}[kind](folder, name)
+    except ImportError as error:
+        raise UserError(f"train.tracker: {kind} is not installed here; pip install it, or set tensorboard") from error
+
+
+def _tensorboard(folder: Folder, name: str) -> Tracker:
+    from tensorboardX import SummaryWriter
+
+    place = Path(tempfile.mkdtemp(prefix="safeclip-tensorboard-"))
+    writer = SummaryWriter(str(place))
+
+    def log(step: int, numbers: dict[str, float]) -> None:
+        for key, value in numbers.items():
+            writer.add_scalar(key, value, step)
+
+    def flush() -> None:
+        writer.flush()
+        folder.make()
+        for path in place.iterdir():
+            folder.write(path.name, path.read_bytes())
+
+    return Tracker(log, flush)
+
+
+def _mlflow(folder: Folder, name: str) -> Tracker:
+    import mlflow
+
+    mlflow.start_run(run_name=name)
+    return Tracker(lambda step, numbers: mlflow.log_metrics(numbers, step=step), lambda: None)
+
+
+def _wandb(folder: Folder, name: str) -> Tracker:
+    import wandb
+
+    run = wandb.init(project="safeclip", id=name, resume="allow")
+    return Tracker(lambda step, numbers: run.log(numbers, step=step), lambda: None)
