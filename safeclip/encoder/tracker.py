@@ -1,5 +1,7 @@
 """Where the numbers of each step go, for charts: TensorBoard's files, MLflow or Weights & Biases."""
 
+import itertools
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -48,19 +50,32 @@ def _tensorboard(folder: Folder, name: str) -> Tracker:
     from tensorboardX import SummaryWriter
 
     place = Path(tempfile.mkdtemp(prefix="safeclip-tensorboard-"))
-    writer = SummaryWriter(str(place))
+    numbers = itertools.count()
+    writer: Any = None
 
-    def log(step: int, numbers: dict[str, float]) -> None:
-        for key, value in numbers.items():
-            writer.add_scalar(key, value, step)
+    def log(step: int, values: dict[str, float]) -> None:
+        nonlocal writer
+        writer = writer or SummaryWriter(str(place), filename_suffix=f".{next(numbers)}")
+        for key, value in values.items():
+            writer.add_scalar(_tag(key), value, step)
 
     def flush() -> None:
-        writer.flush()
+        nonlocal writer
+        if writer is None:
+            return
+        writer.close()  # its own flush does not wait for what its thread has yet to write
+        writer = None
         folder.make()
-        for path in place.iterdir():
+        for path in list(place.iterdir()):
             folder.write(path.name, path.read_bytes())
+            path.unlink()
 
     return Tracker(log, flush)
+
+
+def _tag(name: str) -> str:
+    """TensorBoard's names have no parentheses or commas: "d(U,S_ref)" becomes "d_U_S_ref"."""
+    return re.sub(r"[^-/\w.]+", "_", name).strip("_")
 
 
 def _mlflow(folder: Folder, name: str) -> Tracker:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from safeclip.encoder.data import epoch_batches, prefetch, share_of
+from safeclip.encoder.data import epoch_batches, kept_rows, prefetch, share_of
 
 
 def test_an_epochs_batches_are_a_permutation_of_seed_and_epoch():
@@ -17,6 +17,20 @@ def test_an_epochs_batches_are_a_permutation_of_seed_and_epoch():
 def test_workers_shares_are_the_batch_in_order(workers):
     batch = epoch_batches(103, 10, seed=1, epoch=4)[3]
     assert np.array_equal(np.concatenate([share_of(batch, rank, workers) for rank in range(workers)]), batch)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(10, 4), (3, 8), (7, 7)])
+def test_safe_pairs_join_steps_in_turn_each_as_often_as_the_others(rows, count):
+    taken = np.concatenate([kept_rows(rows, count, seed=1, step=step) for step in range(rows)])
+    assert np.array_equal(np.bincount(taken), [count] * rows)
+    for turn in range(count):
+        assert set(taken[turn * rows : (turn + 1) * rows]) == set(range(rows))
+    assert np.array_equal(kept_rows(rows, count, 1, step=2), kept_rows(rows, count, 1, step=2))
+    assert not np.array_equal(taken, np.concatenate([kept_rows(rows, count, 2, step=s) for s in range(rows)]))
+
+
+def test_without_safe_pairs_none_join():
+    assert len(kept_rows(0, 8, seed=1, step=5)) == 0
 
 
 def test_prefetch_keeps_the_order_and_passes_errors_on():

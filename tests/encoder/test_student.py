@@ -1,12 +1,13 @@
 import copy
 
+import open_clip
 import pytest
 import torch
 from peft import PeftModel
 
 from safeclip.config import Lora
-from safeclip.encoder.export import to_huggingface
-from safeclip.encoder.model import encode_tokens, load_encoder
+from safeclip.encoder.export import export_encoder, save_open_clip, to_huggingface
+from safeclip.encoder.model import Encoder, encode_tokens, load_encoder
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter, trained_state
 from safeclip.errors import UserError
@@ -101,3 +102,56 @@ def test_trained_weights_can_be_put_back(encoder, inputs):
 def test_targets_that_name_nothing_are_refused(encoder):
     with pytest.raises(UserError, match=r"train\.lora\.targets"):
         make_student(encoder.model, Lora(targets="nothing"))
+
+
+SIGLIP = {
+    "model_cfg": {
+        "embed_dim": 192, "init_logit_bias": -10, "custom_text": True,
+        "vision_cfg": {
+            "image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False,
+            "timm_pool": "map", "timm_proj": "none",
+        },
+        "text_cfg": {
+            "context_length": 16, "width": 192, "heads": 3, "layers": 2, "no_causal_mask": True, "proj_bias": True,
+            "pool_type": "last",
+        },
+    },
+    "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    """An encoder of SigLIP's kind, with random weights: timm's image tower, a text tower that is not causal."""
+    folder = tmp_path_factory.mktemp("siglip")
+    settings = {k: v for k, v in SIGLIP["model_cfg"].items() if k != "custom_text"}
+    torch.manual_seed(0)
+    save_open_clip(open_clip.CustomTextCLIP(**copy.deepcopy(settings)), SIGLIP, folder)
+    return load_encoder(str(folder))
+
+
+def test_an_encoder_of_siglips_kind_is_adapted_in_both_towers_and_exported_for_open_clip(siglip, tmp_path, capsys):
+    pixels = torch.randint(0, 256, (4, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    inputs = siglip.tokenizer(["a dog", "a cat", "a key", "a tree"]), siglip.normalize_pixels(pixels)
+    student = train_a_little(make_student(siglip.model, Lora(alpha=16.0, dropout=0.0)), inputs)
+    moved = {name for name, weight in trained_state(student).items() if ".lora_B." in name and weight.any()}
+    assert {name.split(".")[2] for name in moved} == {"text", "visual"}
+    merged = merge_student(student)
+    with torch.no_grad():
+        expected = embed(student.get_base_model(), inputs)
+        assert (embed(siglip.model, inputs) - expected).abs().max() > 1e-3
+        export_encoder(Encoder(merged, siglip.tokenizer, siglip.preprocess, siglip.config), tmp_path)
+        assert "for open_clip only" in capsys.readouterr().out
+        assert [path.name for path in tmp_path.iterdir()] == ["open_clip"]
+        again = load_encoder(str(tmp_path / "open_clip")).model
+        assert torch.allclose(embed(again, inputs), expected, atol=1e-5)
+
+
+def test_weights_of_another_architecture_are_refused(encoder, siglip):
+    state = trained_state(make_student(siglip.model, Lora()))
+    with pytest.raises(UserError, match="of another architecture or other adapters: it differs in"):
+        load_trained_state(make_student(encoder.model, Lora()), state)
+    with pytest.raises(UserError, match="of another architecture"):
+        load_trained_state(
+            make_student(encoder.model, Lora(rank=4)), trained_state(make_student(encoder.model, Lora(rank=8)))
+        )

@@ -10,18 +10,19 @@ from safetensors.torch import load_file
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config, load_config
 from safeclip.encoder.loop import Plan, Progress, Worker, learning_rate
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.model import Encoder, load_encoder
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.student import merge_student, trained_state
 from safeclip.encoder.teacher import KEPT, SPLITS, embed_rows, plan_units
-from safeclip.encoder.train import check_settings, train_encoder
+from safeclip.encoder.train import check_settings, export_checkpoint, train_encoder
 from safeclip.errors import UserError
+from safeclip.world import scenes
 from tests.encoder.quadruplets import render_quadruplets, write_quadruplets
 
 SETTINGS = [
     "train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.schedule=constant",
     "train.lora={alpha: 16.0, dropout: 0.0, targets: null}", "train.objective=safe-clip", "train.average=1",
-    "train.preserve={source: world, count: 20, per_step: 8}",
+    "train.preserve={source: world, count: 20, per_step: 8}", "train.warmup=0", "train.max_gradient=null",
 ]  # fmt: skip
 COUNTS = {"train": 25, "validation": 7}
 
@@ -47,6 +48,45 @@ def test_the_manifest_tells_what_was_trained(trained):
     assert first.keys() == {"total", *SafeClip.weights}
     assert last["total"] < first["total"]
     assert not [p for p in Path(run.path("encoder")).iterdir() if p.name.startswith("training-")]
+
+
+def test_card_and_losses_of_each_step_lie_beside_the_exports(trained):
+    run, manifest = trained
+    card = (run / "encoder").read("README.md").decode()
+    assert manifest["quadruplets"] in card
+    assert "safe-clip" in card
+    tracked = run / "encoder" / "tracker"
+    assert all(b"loss/d_G_V_ref" in tracked.read(name) for name in tracked.files())
+    assert len(tracked.files()) == 2  # one for each epoch
+
+
+def test_the_safe_pairs_scenes_are_none_that_tests_are_kept_for(trained):
+    run, manifest = trained
+    folder = run / "encoder" / KEPT
+    captions = [c for name in folder.files(".parquet") for c in folder.read_table(name)["safe_caption"].to_pylist()]
+    assert len(captions) == manifest["train"]["preserved"] == 20
+    shown = [scenes.Scene(tuple(scenes.objects_named(c)), scenes.background_named(c), 0) for c in captions]
+    assert not any(scene.reserved for scene in shown)
+
+
+def test_a_checkpoint_is_exported_by_itself(trained, plan, tmp_path):
+    worker = Worker(plan("exported"))
+    worker.take_epoch()
+    (tmp_path / "checkpoint").mkdir()
+    worker.save(tmp_path / "checkpoint")
+    checkpoint, target = Folder(str(tmp_path / "checkpoint")), Folder(str(tmp_path / "exports"))
+    export_checkpoint(config_for("unused"), checkpoint, target)
+    texts = render_quadruplets(8, seed=9)["unsafe_caption"].to_pylist()
+    own = worker.encoder
+    expected = Encoder(merge_student(worker.student), own.tokenizer, own.preprocess, own.config).encode_texts(texts)
+    found = load_encoder(target.path("open_clip")).encode_texts(texts)
+    assert np.allclose(found, expected, atol=1e-5)
+    assert (tmp_path / "exports" / "README.md").is_file()
+    with pytest.raises(UserError, match="no checkpoint lies here"):
+        export_checkpoint(config_for("unused"), target, target)
+    with pytest.raises(UserError, match="other adapters"):
+        export_checkpoint(config_for("unused", "train.lora.rank=4"), checkpoint, Folder(str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_exports_load_and_have_moved_unsafe_texts_to_the_safe_side(trained):
@@ -244,6 +284,13 @@ def test_a_loss_that_is_no_number_ends_the_epoch(plan):
         ({"train": 7, "validation": 5}, [], "train.batch: 8 is more than the 7 training quadruplets"),
         ({"train": 20, "validation": 5}, ["train.objective=best"], "train.objective: 'best' is no objective"),
         ({"train": 20, "validation": 5}, ["train.resources.actors=3"], "train.batch: 8 does not divide among 3"),
+        (
+            {"train": 20, "validation": 5},
+            ["train.preserve.per_step=5"],
+            "preserve.per_step: 5 does not divide among 2",
+        ),
+        ({"train": 20, "validation": 5}, ["train.min_workers=3"], "train.min_workers: 3 is more than"),
+        ({"train": 20, "validation": 5}, ["train.weights={C: 1}"], "train.weights: no term 'C'"),
     ],
 )
 def test_what_can_only_fail_is_refused_before_workers_start(counts, sets, message):
@@ -254,6 +301,24 @@ def test_what_can_only_fail_is_refused_before_workers_start(counts, sets, messag
 def test_a_run_without_quadruplets_is_refused(tmp_path):
     with pytest.raises(UserError, match="quadruplets is not complete"):
         train_encoder(config_for("unused"), Folder(str(tmp_path)))
+
+
+def test_a_teacher_that_gives_no_numbers_is_named_before_training():
+    encoder = load_encoder("world:encoder")
+    encoder.encode_pixels = lambda pixels: np.full((len(pixels), 4), np.nan, np.float32)
+    table = render_quadruplets(3, seed=1)
+    with pytest.raises(
+        UserError, match=f"row {table['id'][0]}: the base encoder's embedding of its safe image is no"
+    ):
+        embed_rows(encoder, table, "train/a.parquet")
+
+
+def test_rows_without_the_teachers_embeddings_are_refused(plan):
+    whole = plan("of others")
+    targets = {unit.split: unit.target for unit in whole.units}
+    units = [dataclasses.replace(unit, target=targets["validation"]) for unit in whole.units]
+    with pytest.raises(UserError, match="not of these rows; remove"):
+        Worker(dataclasses.replace(whole, units=units))
 
 
 def test_a_broken_picture_is_named_before_training(tmp_path):
