@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "captions.count=96", "captions.unit_rows=16", "captions.validation=0.2", "captions.test=0.2",
-    "generate.max_reject_fraction=0.9", "train.epochs=1", "train.batch=8", "evaluate.rendered=40",
+    "generate.max_reject_fraction=0.9", "train.epochs=1", "train.batch=8",
+    "train.preserve.count=48", "train.preserve.per_step=8", "evaluate.rendered=40",
     "evaluate.bootstrap=20",
 ]  # fmt: skip
 
