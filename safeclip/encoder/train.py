@@ -66,7 +66,7 @@ def check_settings(train: Train, counts: dict[str, int]) -> None:
                 )
 
 
-def train_encoder(config: Config, run: Folder) -> dict[str, Any]:
+def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> dict[str, Any]:
     """Runs the stage: fine-tunes `train.base` on the run's quadruplets and writes the exports to `encoder/`.
 
     A Ray must be running. A training that was cut off goes on after its last checkpoint.
@@ -74,6 +74,7 @@ def train_encoder(config: Config, run: Folder) -> dict[str, Any]:
     Args:
         config: what to run.
         run: the run's folder, whose `quadruplets/` is complete.
+        folder: where the output goes, instead of the run's `encoder/`.
 
     Returns:
         The stage's manifest.
@@ -88,9 +89,11 @@ def train_encoder(config: Config, run: Folder) -> dict[str, Any]:
     check_settings(config.train, quadruplets["data"]["quadruplets"])
     train, base = config.train, load_encoder(config.train.base)
     base_hash, content_hash = weights_hash(base.model), quadruplets["content_hash"]
-    stage = Stage(run / "encoder", hash_of(config.results()["train"], config.seed, base_hash, content_hash))
+    folder = folder or run / "encoder"
+    folder = Folder(folder.path()) if folder.is_local else folder
+    stage = Stage(folder, hash_of(config.results()["train"], config.seed, base_hash, content_hash))
     if manifest := stage.manifest():
-        print("encoder: complete, skipped")
+        print(f"{stage.name}: complete, skipped")
         return manifest
     began = time.time()
     stage.folder.make()

@@ -1,0 +1,1 @@
+"""Side-by-side measurements: what jobs/benchmark.py runs."""

@@ -1,0 +1,91 @@
+"""Objectives side by side: each trained on the same quadruplets, measured on the same sets."""
+
+import statistics
+from typing import Any
+
+from safeclip.artifacts import Folder
+from safeclip.config import Config
+from safeclip.encoder.objectives import OBJECTIVES
+from safeclip.encoder.train import train_encoder
+from safeclip.evaluation.embeddings import embed_sets
+from safeclip.evaluation.retrieval import TASKS, run_tasks
+from safeclip.evaluation.sets import evaluation_sets
+
+ALL = list(OBJECTIVES)
+FIGURES = {
+    "safe_text_r@1": ("retrieval", TASKS[0], "r@1"),
+    "safe_image_r@1": ("retrieval", TASKS[1], "r@1"),
+    "unsafe_text_harmful@1": ("retrieval", TASKS[2], "harmful@1"),
+    "unsafe_image_harmful@1": ("retrieval", TASKS[3], "harmful@1"),
+    "unsafe_text_r@10": ("retrieval", TASKS[2], "r@10"),
+    "unsafe_image_r@10": ("retrieval", TASKS[3], "r@10"),
+    "heldout_text_harmful@1": ("retrieval_held_out", TASKS[2], "harmful@1"),
+    "heldout_image_harmful@1": ("retrieval_held_out", TASKS[3], "harmful@1"),
+}
+
+
+def compare_objectives(config: Config, run: Folder, names: list[str], seeds: list[int]) -> dict[str, Any]:
+    """Trains an encoder for each objective and seed, and measures all of them and the base.
+
+    Everything but the objective and the seed is as the config says, so all see the same quadruplets, the same safe
+    pairs and the same number of steps. A training that is complete is not repeated. Needs a Ray that is connected.
+
+    Args:
+        config: of a run whose quadruplets are complete.
+        run: its folder; the trainings go to `benchmark/<objective>-<seed>/`.
+        names: of objectives, as `train.objective`.
+        seeds: of adapters, batches and safe pairs.
+
+    Returns:
+        `figures`: for `base` and each objective, the means over seeds of FIGURES; `spread`: their standard
+        deviations; `trained`: steps and seconds of each training.
+
+    Raises:
+        UserError: as `train_encoder` does.
+    """
+    encoders: dict[str, str | Folder] = {"base": config.train.base}
+    trained = {}
+    for name in names:
+        for seed in seeds:
+            label = f"{name.replace(':', '.')}-{seed}"
+            folder = run / "benchmark" / label
+            manifest = train_encoder(_with(config, name, seed), run, folder)
+            encoders[label] = folder / "open_clip"
+            trained[label] = {"steps": manifest["train"]["steps"], "seconds": manifest["seconds"]}
+    sets = evaluation_sets(run, config.evaluate.rendered, config.seed)
+    found: dict[str, dict[str, float]] = {label: {} for label in encoders}
+    for name, embedded in embed_sets(sets, encoders, config.evaluate).items():
+        for label, embeddings in embedded.embeddings.items():
+            results = run_tasks(embeddings)
+            for figure, (wanted, task, measure) in FIGURES.items():
+                if wanted == name:
+                    found[label][figure] = float(results[task].measures()[measure].mean())
+    groups = {"base": [found["base"]]}
+    groups |= {name: [found[f"{name.replace(':', '.')}-{seed}"] for seed in seeds] for name in names}
+    return {
+        "figures": {name: _over(group, statistics.fmean) for name, group in groups.items()},
+        "spread": {name: _over(group, statistics.pstdev) for name, group in groups.items()},
+        "seeds": seeds,
+        "trained": trained,
+    }
+
+
+def _with(config: Config, objective: str, seed: int) -> Config:
+    # The weights that the config gives are of its own objective's terms.
+    weights = config.train.weights if objective == config.train.objective else {}
+    train = config.train.model_copy(update={"objective": objective, "weights": weights})
+    return config.model_copy(update={"train": train, "seed": seed})
+
+
+def _over(group: list[dict[str, float]], of: Any) -> dict[str, float]:
+    return {figure: round(of([each[figure] for each in group]), 4) for figure in group[0]}
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Returns the figures as a Markdown table, a row for each objective."""
+    heads = [figure.replace("_", " ") for figure in FIGURES]
+    lines = [f"| objective | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for name, figures in measured["figures"].items():
+        cells = " | ".join(f"{figures[figure]:.3f}" if figure in figures else "–" for figure in FIGURES)
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines)

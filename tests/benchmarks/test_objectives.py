@@ -1,0 +1,29 @@
+import pytest
+
+from safeclip.artifacts import Folder
+from safeclip.benchmarks.objectives import FIGURES, compare_objectives, table
+from safeclip.config import load_config
+from tests.encoder.quadruplets import write_quadruplets
+
+SETTINGS = [
+    "train.epochs=1", "train.batch=8", "train.warmup=0", "train.preserve={source: world, count: 16, per_step: 8}",
+    "train.resources.actors=1", "evaluate.rendered=40", "evaluate.resources.actors=1",
+]  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+def test_objectives_are_trained_on_the_same_rows_and_measured_beside_the_base(ray_cluster, tmp_path, capsys):
+    run = Folder(str(tmp_path / "demo"))
+    write_quadruplets(run, {"train": 24, "validation": 8, "test": 8})
+    config = load_config(sets=SETTINGS)
+    measured = compare_objectives(config, run, ["apart", "safer-clip"], [3])
+    assert measured["figures"].keys() == {"base", "apart", "safer-clip"}
+    for figures in measured["figures"].values():
+        assert figures.keys() == FIGURES.keys()
+        assert all(0 <= value <= 1 for value in figures.values())
+    assert measured["figures"]["base"]["unsafe_text_harmful@1"] > 0.9
+    assert [each["steps"] for each in measured["trained"].values()] == [3, 3]
+    assert table(measured).count("\n") == 4
+    capsys.readouterr()
+    assert compare_objectives(config, run, ["apart"], [3])["figures"]["apart"] == measured["figures"]["apart"]
+    assert "apart-3: complete, skipped" in capsys.readouterr().out
