@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint serve
+.PHONY: help setup demo test lint serve bench
 
 RUN ?= demo
 STORAGE ?= runs
@@ -29,6 +29,9 @@ serve: setup  ## the endpoint of a run's safe encoder, on http://127.0.0.1:8000
 
 test: setup  ## the tests
 	OMP_NUM_THREADS=1 $(python) -m pytest $(ARGS)
+
+bench: setup  ## what is compared side by side, such as ARGS="objectives --run demo"; the speed of training by default
+	OMP_NUM_THREADS=1 $(python) -m jobs.benchmark $(or $(ARGS),train)
 
 lint: setup  ## style and types
 	.venv/bin/ruff check .

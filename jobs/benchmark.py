@@ -1,40 +1,57 @@
 """Compares side by side, and writes what was measured as JSON.
 
-  python -m jobs.benchmark objectives --run demo        trains each objective on a run's quadruplets, and measures
-                                                        safety and what it cost, on the same rendered test sets
+  python -m jobs.benchmark train                       a step of fine-tuning beside the reference's recipe, ViT-B/32
+  python -m jobs.benchmark objectives --run demo       each objective trained on a run's quadruplets, and measured on
+                                                       the same rendered test sets: what became safe, what it cost
 
-Settings: those of the run. A training that is complete is not repeated.
+The JSON goes to benchmarks/<what>.json, or where --json says.
 """
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from jobs.command import config_of, parser, ray_session, run_main
 from safeclip.artifacts import open_run, read_manifest, versions
 from safeclip.errors import UserError
 
-BENCHMARKS = ("objectives",)
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a benchmark."""
     words = parser(__doc__)
-    words.add_argument("benchmark", choices=BENCHMARKS, help="what to compare")
+    words.add_argument("benchmark", choices=["train", "objectives"], help="what to compare")
+    words.add_argument("--json", metavar="FILE", type=Path, help="where the figures go")
+    words.add_argument("--repeats", type=int, default=3, help="of train; default 3")
     words.add_argument("--objectives", nargs="+", metavar="NAME", help="which; all of the library's unless given")
-    words.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the trainings; default 0 1 2")
+    words.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of objectives; default 0 1 2")
     options = words.parse_args(arguments)
-    config = config_of(options)
+    measured = _train(options) if options.benchmark == "train" else _objectives(options)
+    target = options.json or Path("benchmarks") / f"{options.benchmark}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({**measured, "versions": versions()}, indent=2) + "\n")
+    print(f"written to {target}")
+
+
+def _train(options: Any) -> dict[str, Any]:
+    from safeclip.benchmarks.train import compare_training, table
+
+    measured = compare_training(options.repeats)
+    print(table(measured))
+    return measured
+
+
+def _objectives(options: Any) -> dict[str, Any]:
     from safeclip.benchmarks.objectives import ALL, compare_objectives, table
 
+    config = config_of(options)
     run = open_run(config, options.replace)
     if read_manifest(run / "quadruplets") is None:
         raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
     with ray_session(config):
         measured = compare_objectives(config, run, options.objectives or ALL, options.seeds)
     print(table(measured))
-    measured |= {"compared": "objectives", "versions": versions(), "train": config.train.model_dump(mode="json")}
-    (run / "benchmark").write("objectives.json", json.dumps(measured, indent=2).encode())
-    print(f"written to {run.url}/benchmark/objectives.json")
+    return {**measured, "train": config.train.model_dump(mode="json")}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,210 @@
+"""A step of fine-tuning beside the recipe of Safe-CLIP's released code, on an encoder of full size.
+
+Both train ViT-B/32 with random weights on the same rows: batch 16, captions of 12 to 24 tokens, pictures of noise.
+The reference's recipe: Hugging Face's CLIPModel with peft's LoRA on the paper's layers, float32, texts padded to 77
+tokens, the safe side, the unsafe side and the teacher in passes of their own, six a step. It is written here from that
+description, less the code's bugs (the teacher is a model of its own, with its dropout off), which cost no time, and
+less its loading of data. Ours is the worker that a training runs, its loading included.
+"""
+
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+
+from safeclip.artifacts import Folder
+from safeclip.config import Train
+from safeclip.encoder.export import save_open_clip, to_huggingface
+from safeclip.encoder.loop import Plan, Worker
+from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.encoder.objectives import Embeddings
+from safeclip.encoder.objectives.safe_clip import SafeClip
+from safeclip.encoder.teacher import SPLITS, embed_rows, plan_units
+from safeclip.records import QUADRUPLET
+
+ARCHITECTURE = "ViT-B-32"
+BATCH = 16
+ROWS = {"train": 64, "validation": 2}
+TOKENS = (12, 24)  # of a caption, start and end among them
+WORDS = ("dog", "cat", "tree", "car", "house", "book", "red", "blue", "big", "old", "on", "with", "near", "and")
+_TARGETS = ["k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding"]
+
+
+def compare_training(repeats: int) -> dict[str, Any]:
+    """Measures the reference's recipe and ours in turn, on one core, and ours by two workers on two cores.
+
+    Args:
+        repeats: epochs of four steps that each is measured for, after one that is not counted.
+
+    Returns:
+        `samples_per_second`, medians, of `reference_recipe`, `ours_float32`, `ours_bfloat16` and `two_workers` (which
+        train as the faster of ours does); `ratios` between them; `data_wait`, ours' share of time spent waiting for
+        data; `each`, all that was measured.
+    """
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="safeclip-benchmark-") as name:
+        place = Path(name)
+        encoder = _random_encoder(place / "base")
+        _write_rows(Folder(name), encoder)
+        reference = _Reference(encoder, place)
+        ours = {dtype: Worker(_plan(place, dtype, "one")) for dtype in ("float32", "bfloat16")}
+        each: dict[str, list[float]] = {"reference_recipe": [], "ours_float32": [], "ours_bfloat16": []}
+        waits = []
+        for repeat in range(repeats + 1):
+            measured = {"reference_recipe": reference.epoch()}
+            for dtype, worker in ours.items():
+                record = worker.run_epoch()
+                assert record is not None
+                measured[f"ours_{dtype}"] = record["samples_per_second"]
+                waits.append(record["data_wait"])
+            if repeat:  # the first one warms up
+                for label, value in measured.items():
+                    each[label].append(value)
+        fastest = max(ours, key=lambda dtype: statistics.median(each[f"ours_{dtype}"]))
+        del reference, ours
+        each["two_workers"] = _two_workers(place, fastest, repeats)
+    medians = {label: statistics.median(values) for label, values in each.items()}
+    best = medians[f"ours_{fastest}"]
+    return {
+        "samples_per_second": {label: round(value, 3) for label, value in medians.items()},
+        "ratios": {
+            "ours/reference_recipe": round(best / medians["reference_recipe"], 3),
+            "ours_float32/reference_recipe": round(medians["ours_float32"] / medians["reference_recipe"], 3),
+            "two_workers/one_worker": round(medians["two_workers"] / best, 3),
+        },
+        "fastest": fastest,
+        "data_wait": round(statistics.median(waits), 4),
+        "each": {label: [round(value, 3) for value in values] for label, values in each.items()},
+        "compared": {"architecture": ARCHITECTURE, "batch": BATCH, "tokens": TOKENS, "threads": 1, "device": "cpu"},
+    }
+
+
+def _random_encoder(folder: Path) -> Encoder:
+    torch.manual_seed(0)
+    model = open_clip.create_model(ARCHITECTURE, pretrained=None)
+    config = {"model_cfg": open_clip.get_model_config(ARCHITECTURE), "preprocess_cfg": model.visual.preprocess_cfg}
+    save_open_clip(model, json.loads(json.dumps(config)), folder)
+    return load_encoder(str(folder))
+
+
+def _write_rows(place: Folder, encoder: Encoder) -> None:
+    """Writes quadruplets and the teacher's embeddings, as a run holds them."""
+    random = np.random.default_rng(0)
+
+    def caption() -> str:
+        return " ".join(random.choice(WORDS, random.integers(TOKENS[0] - 2, TOKENS[1] - 1)))
+
+    def picture() -> bytes:
+        sink = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (224, 224, 3), np.uint8)).save(sink, "JPEG", quality=80)
+        return sink.getvalue()
+
+    for split, count in ROWS.items():
+        sides = {f"{side}_{k}": [make() for _ in range(count)] for side in ("safe", "unsafe") for k, make in
+                 (("caption", caption), ("image", picture))}  # fmt: skip
+        others = {"concept": ["weapons"] * count, "text_score": [1.0] * count, "image_score": [1.0] * count}
+        rows = {"id": [f"{split}-{n:04d}" for n in range(count)], "split": [split] * count, **others, **sides}
+        table = pa.table({field.name: pa.array(rows[field.name], field.type) for field in QUADRUPLET})
+        (place / split).make()
+        (place / split).write_table("rows.parquet", table)
+        (place / "teacher").make()
+        for unit in plan_units({split: place / split}):
+            (place / "teacher").write_table(unit.target, embed_rows(encoder, table, split))
+
+
+def _plan(place: Path, dtype: str, key: str) -> Plan:
+    folder = Folder(str(place))
+    folders = {split: folder / split for split in SPLITS}
+    train = Train(
+        base=str(place / "base"), objective="safe-clip", epochs=1000, batch=BATCH, learning_rate=1e-4, dtype=dtype,
+        tracker=None,
+    )  # fmt: skip
+    return Plan(train, 0, f"benchmark-{time.time_ns()}-{key}", folders, folder / "teacher", plan_units(folders))
+
+
+class _Reference:
+    """The reference's recipe, with its rows in memory."""
+
+    def __init__(self, encoder: Encoder, place: Path) -> None:
+        self.teacher = to_huggingface(encoder.model).requires_grad_(False)
+        lora = LoraConfig(r=16, lora_alpha=1, lora_dropout=0.1, target_modules=_TARGETS, bias="none")
+        self.student = get_peft_model(to_huggingface(encoder.model), lora).train()
+        self.optimizer = torch.optim.Adam([p for p in self.student.parameters() if p.requires_grad], lr=1e-4)
+        table = Folder(str(place / "train")).read_table("rows.parquet")
+        self.tokens, self.pixels = {}, {}
+        for side in ("safe", "unsafe"):
+            self.tokens[side] = encoder.tokenizer(table[f"{side}_caption"].to_pylist())
+            images = [Image.open(io.BytesIO(data)) for data in table[f"{side}_image"].to_pylist()]
+            pixels = torch.from_numpy(np.stack([encoder.resize_image(image) for image in images]))
+            self.pixels[side] = encoder.normalize_pixels(pixels)
+
+    def epoch(self) -> float:
+        """Takes an epoch's steps, and returns samples a second."""
+        began = time.monotonic()
+        for start in range(0, ROWS["train"], BATCH):
+            self._step(slice(start, start + BATCH))
+        return ROWS["train"] / (time.monotonic() - began)
+
+    def _step(self, rows: slice) -> None:
+        found = {}
+        for side in ("safe", "unsafe"):
+            found[f"{side}_text"] = _text(self.student, self.tokens[side][rows])
+            found[f"{side}_image"] = _image(self.student, self.pixels[side][rows])
+        with torch.no_grad():
+            text = _text(self.teacher, self.tokens["safe"][rows])
+            image = _image(self.teacher, self.pixels["safe"][rows])
+        none, labels = text[:0], torch.ones(len(text), dtype=torch.bool)
+        batch = Embeddings(
+            **found, safe_text_ref=text, safe_image_ref=image, unsafe_text_ref=text, unsafe_image_ref=image,
+            kept_text=none, kept_image=none, kept_text_ref=none, kept_image_ref=none, text_unsafe=labels,
+            image_unsafe=labels,
+        )  # fmt: skip
+        objective = SafeClip()
+        self.optimizer.zero_grad()
+        objective.total(objective.losses(batch)).backward()
+        self.optimizer.step()
+
+
+def _text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(model.get_text_features(tokens).pooler_output, dim=-1)
+
+
+def _image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
+
+
+def _two_workers(place: Path, dtype: str, repeats: int) -> list[float]:
+    plan = _plan(place, dtype, "two")
+    torch.multiprocessing.spawn(_one_of_two, (plan, str(place), repeats), nprocs=2)
+    return json.loads((place / "two.json").read_text())
+
+
+def _one_of_two(rank: int, plan: Plan, place: str, repeats: int) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{place}/meet", rank=rank, world_size=2)
+    wrap: Callable[[torch.nn.Module], torch.nn.Module] = torch.nn.parallel.DistributedDataParallel
+    worker = Worker(plan, rank, rank, 2, wrap=wrap)
+    records = [worker.run_epoch() for _ in range(repeats + 1)]
+    if rank == 0:
+        speeds = [record["samples_per_second"] for record in records[1:] if record is not None]
+        Path(place, "two.json").write_text(json.dumps(speeds))
+    torch.distributed.destroy_process_group()
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Returns the medians as a Markdown table."""
+    lines = ["| what | samples/s |", "|---|---|"]
+    lines += [f"| {label} | {value:.2f} |" for label, value in measured["samples_per_second"].items()]
+    lines += [f"| {label} | {value:.2f} × |" for label, value in measured["ratios"].items()]
+    return "\n".join([*lines, f"| data wait | {100 * measured['data_wait']:.1f}% |"])
