@@ -4,7 +4,7 @@
   python -m jobs.benchmark objectives --run demo       each objective trained on a run's quadruplets, and measured on
                                                        the same rendered test sets: what became safe, what it cost
 
-The JSON goes to benchmarks/<what>.json, or where --json says.
+The JSON goes to runs/benchmarks/<what>.json, or where --json says.
 """
 
 import json
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of objectives; default 0 1 2")
     options = words.parse_args(arguments)
     measured = _train(options) if options.benchmark == "train" else _objectives(options)
-    target = options.json or Path("benchmarks") / f"{options.benchmark}.json"
+    target = options.json or Path("runs/benchmarks") / f"{options.benchmark}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({**measured, "versions": versions()}, indent=2) + "\n")
     print(f"written to {target}")
