@@ -264,7 +264,9 @@ class Train(Section):
     base: str
     """The encoder to make safe: `world:encoder`, a folder, `hf-hub:<name>` or `<architecture>/<pretrained>`."""
     objective: str = "safe-clip"
-    """Name of the objective, or `package.module:Class` for one of your own."""
+    """Name of the objective, or `package.module:Class` for one of your own; `negation` trains nothing (see there)."""
+    negation_share: float = Field(0.01, gt=0, lt=1)
+    """Share of each layer's weights that the objective `negation` negates."""
     weights: dict[str, float] = {}
     """Of the objective's terms, by name, where they are not its own."""
     preserve: Preserve | None = None

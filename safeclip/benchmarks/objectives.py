@@ -5,13 +5,16 @@ from typing import Any
 
 from safeclip.artifacts import Folder
 from safeclip.config import Config
-from safeclip.encoder.objectives import OBJECTIVES
+from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.encoder.objectives import NEGATION, OBJECTIVES
 from safeclip.encoder.train import train_encoder
 from safeclip.evaluation.embeddings import embed_sets
 from safeclip.evaluation.retrieval import TASKS, run_tasks
 from safeclip.evaluation.sets import evaluation_sets
+from safeclip.evaluation.zero_shot import class_embeddings, top_1
+from safeclip.world.classes import descriptions, pictures_of_one
 
-ALL = list(OBJECTIVES)
+ALL = [*OBJECTIVES, NEGATION]
 FIGURES = {
     "safe_text_r@1": ("retrieval", TASKS[0], "r@1"),
     "safe_image_r@1": ("retrieval", TASKS[1], "r@1"),
@@ -37,8 +40,8 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
         seeds: of adapters, batches and safe pairs.
 
     Returns:
-        `figures`: for `base` and each objective, the means over seeds of FIGURES; `spread`: their standard
-        deviations; `trained`: steps and seconds of each training.
+        `figures`: for `base` and each objective, the means over seeds of FIGURES, and in the world of
+        `zero_shot_top_1`; `spread`: their standard deviations; `trained`: steps and seconds of each training.
 
     Raises:
         UserError: as `train_encoder` does.
@@ -60,6 +63,10 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
             for figure, (wanted, task, measure) in FIGURES.items():
                 if wanted == name:
                     found[label][figure] = float(results[task].measures()[measure].mean())
+    if config.captions.source == "world":
+        for label, source in encoders.items():
+            encoder = load_encoder(source if isinstance(source, str) else source.path())
+            found[label]["zero_shot_top_1"] = _zero_shot(encoder, config.evaluate.rendered, config.seed)
     groups = {"base": [found["base"]]}
     groups |= {name: [found[f"{name.replace(':', '.')}-{seed}"] for seed in seeds] for name in names}
     return {
@@ -68,6 +75,13 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
         "seeds": seeds,
         "trained": trained,
     }
+
+
+def _zero_shot(encoder: Encoder, count: int, seed: int) -> float:
+    """Returns the share of the world's pictures of one object that are classified right."""
+    pictures, labels, names = pictures_of_one(count, seed)
+    classes = class_embeddings(encoder, names, descriptions())
+    return float(top_1(encoder.encode_pixels(pictures.transpose(0, 3, 1, 2)), classes, labels).mean())
 
 
 def _with(config: Config, objective: str, seed: int) -> Config:
@@ -83,9 +97,10 @@ def _over(group: list[dict[str, float]], of: Any) -> dict[str, float]:
 
 def table(measured: dict[str, Any]) -> str:
     """Returns the figures as a Markdown table, a row for each objective."""
-    heads = [figure.replace("_", " ") for figure in FIGURES]
+    figures_there = list(measured["figures"]["base"])
+    heads = [figure.replace("_", " ") for figure in figures_there]
     lines = [f"| objective | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for name, figures in measured["figures"].items():
-        cells = " | ".join(f"{figures[figure]:.3f}" if figure in figures else "–" for figure in FIGURES)
+        cells = " | ".join(f"{figures[figure]:.3f}" for figure in figures_there)
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)

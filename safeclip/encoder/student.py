@@ -82,6 +82,16 @@ def _replace(model: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.M
                 setattr(module, name, make(child))
 
 
+def split_attention(model: nn.Module) -> None:
+    """Gives a model attention of separate linear layers."""
+    _replace(model, nn.MultiheadAttention, SplitAttention)
+
+
+def fuse_attention(model: nn.Module) -> None:
+    """Undoes `split_attention`."""
+    _replace(model, SplitAttention, lambda attention: attention.fuse())
+
+
 def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module:
     """Returns a student: a copy of an encoder that is ready to be trained. The encoder is not touched.
 
@@ -100,7 +110,7 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
             if name in ("logit_scale", "logit_bias"):  # of the contrastive loss of pretraining
                 parameter.requires_grad_(False)
         return student
-    _replace(student, nn.MultiheadAttention, SplitAttention)
+    split_attention(student)
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -152,7 +162,7 @@ def merge_student(student: nn.Module) -> nn.Module:
     merged = copy.deepcopy(student)
     if isinstance(merged, PeftModel):
         merged = merged.merge_and_unload()
-        _replace(merged, SplitAttention, lambda attention: attention.fuse())
+        fuse_attention(merged)
     return merged.eval().requires_grad_(False)
 
 

@@ -1,5 +1,6 @@
 """The training stage: the teacher's embeddings, then DDP workers on Ray Train, then the exports."""
 
+import dataclasses
 import hashlib
 import shutil
 import tempfile
@@ -7,22 +8,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, Stage, hash_of, read_manifest
 from safeclip.config import Config, Train
 from safeclip.encoder.card import model_card
+from safeclip.encoder.data import Rows
 from safeclip.encoder.export import export_encoder, oddities
 from safeclip.encoder.loop import Plan, Progress, read_progress, train_loop
 from safeclip.encoder.model import Encoder, load_encoder
-from safeclip.encoder.objectives import make_objective
+from safeclip.encoder.negation import negate_unsafe_weights
+from safeclip.encoder.objectives import NEGATION, make_objective
 from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter
 from safeclip.encoder.teacher import KEPT, SPLITS, embed_teacher
 from safeclip.errors import UserError
 from safeclip.fitting import fit, remove_training
 from safeclip.generation.captions import collect
 from safeclip.records import row_seed
+
+CALIBRATION = 512  # quadruplets that the training-free baseline looks at
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -44,7 +52,8 @@ def check_settings(train: Train, counts: dict[str, int]) -> None:
     Raises:
         UserError: an unknown objective, an empty split, or a batch that does not fit the data or the workers.
     """
-    make_objective(train.objective, train.weights)
+    if train.objective != NEGATION:
+        make_objective(train.objective, train.weights)
     for split in SPLITS:
         if not counts.get(split):
             raise UserError(f"quadruplets: the {split} split is empty; generate more captions")
@@ -97,6 +106,15 @@ def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> 
         return manifest
     began = time.time()
     stage.folder.make()
+    content: dict[str, Any] = {
+        "base": {"source": train.base, "hash": base_hash},
+        "quadruplets": quadruplets["content_hash"],
+    }
+    if train.objective == NEGATION:
+        safe, content["train"] = _negate(base, train, run / "quadruplets" / "train")
+        content["history"] = []
+        content["content_hash"] = write_exports(safe, None, stage.folder, model_card(config, content))
+        return stage.finish(began, content)
     folders = {split: run / "quadruplets" / split for split in SPLITS}
     if train.preserve:
         folders[KEPT] = stage.folder / KEPT
@@ -106,7 +124,7 @@ def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> 
     units = embed_teacher(train.base, base_hash, folders, content_hash, teacher, train.resources)
     plan = Plan(train, config.seed, stage.key, folders, teacher, units, stage.folder / "tracker")
     progress, best = _fit(plan, stage)
-    trained = {
+    content["train"] = {
         "objective": train.objective,
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
@@ -116,15 +134,24 @@ def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> 
         "workers": train.resources.actors,
         "preserved": kept["accepted"] if train.preserve else 0,
     }
-    content = {
-        "base": {"source": train.base, "hash": base_hash},
-        "quadruplets": quadruplets["content_hash"],
-        "train": trained,
-        "history": progress.history,
-    }
-    content["content_hash"] = write_exports(base, best, config, stage.folder, model_card(config, content))
+    content["history"] = progress.history
+    student = trained_student(base, best, config)
+    content["content_hash"] = write_exports(merged(base, student), student, stage.folder, model_card(config, content))
     remove_training(stage.folder)
     return stage.finish(began, content)
+
+
+def _negate(base: Encoder, train: Train, rows: Folder) -> tuple[Encoder, dict[str, Any]]:
+    """Returns the training-free baseline's encoder, and what the manifest says of it."""
+    table = pa.concat_tables([rows.read_table(name) for name in rows.files(".parquet")])
+    batch = Rows(table.slice(0, CALIBRATION), base).batch(np.arange(min(CALIBRATION, len(table))))
+    half = len(batch) // 2
+    model, negated = negate_unsafe_weights(
+        base, batch.part(0, half), batch.part(half, 2 * half), train.negation_share
+    )
+    print(f"encoder: {negated} weights negated, by {half} quadruplets; nothing was trained")
+    numbers = {"epochs": 0, "best_epoch": 0, "steps": 0, "samples_per_second": 0.0, "workers": 0, "preserved": 0}
+    return dataclasses.replace(base, model=model), {"objective": NEGATION, "negated": negated, **numbers}
 
 
 def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
@@ -140,19 +167,35 @@ def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
         return read_progress(Path(path)), load_file(Path(path) / "best.safetensors")
 
 
-def write_exports(base: Encoder, trained: dict[str, torch.Tensor], config: Config, folder: Folder, card: str) -> str:
-    """Writes the exports and the model card, and returns the hash of the trained weights.
+def trained_student(base: Encoder, trained: dict[str, torch.Tensor], config: Config) -> torch.nn.Module:
+    """Returns a student of the base with weights that training left.
 
     Raises:
         UserError: the weights are of another student.
     """
     student = make_student(base.model, config.train.lora, config.seed)
     load_trained_state(student, trained)
-    safe = Encoder(merge_student(student), base.tokenizer, base.preprocess, base.config)
+    return student
+
+
+def merged(base: Encoder, student: torch.nn.Module) -> Encoder:
+    """Returns a student as an encoder."""
+    return dataclasses.replace(base, model=merge_student(student))
+
+
+def write_exports(safe: Encoder, student: torch.nn.Module | None, folder: Folder, card: str) -> str:
+    """Writes the exports and the model card, and returns the hash of the encoder's weights.
+
+    Args:
+        safe: the encoder.
+        student: whose adapters are written, too, where it has some.
+        folder: where they go.
+        card: the model card.
+    """
     local = Path(tempfile.mkdtemp(prefix="safeclip-export-"))
     try:
         export_encoder(safe, local)
-        if config.train.lora is not None and not oddities(base.model):
+        if isinstance(student, PeftModel) and not oddities(safe.model):
             save_adapter(student, local / "lora")
         folder.make()
         folder.write("README.md", card.encode())
@@ -181,6 +224,8 @@ def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> Non
             (Path(name) / file).write_bytes(checkpoint.read(file))
         progress, best = read_progress(Path(name)), load_file(Path(name) / "best.safetensors")
     base = load_encoder(config.train.base)
+    student = trained_student(base, best, config)
     trained = {"objective": config.train.objective, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
     content = {"base": {"source": config.train.base, "hash": weights_hash(base.model)}, "train": trained}
-    write_exports(base, best, config, target, model_card(config, {**content, "history": progress.history}))
+    card = model_card(config, {**content, "history": progress.history})
+    write_exports(merged(base, student), student, target, card)

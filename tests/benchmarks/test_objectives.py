@@ -16,13 +16,13 @@ def test_objectives_are_trained_on_the_same_rows_and_measured_beside_the_base(ra
     run = Folder(str(tmp_path / "demo"))
     write_quadruplets(run, {"train": 24, "validation": 8, "test": 8})
     config = load_config(sets=SETTINGS)
-    measured = compare_objectives(config, run, ["apart", "safer-clip"], [3])
-    assert measured["figures"].keys() == {"base", "apart", "safer-clip"}
+    measured = compare_objectives(config, run, ["apart", "negation"], [3])
+    assert measured["figures"].keys() == {"base", "apart", "negation"}
     for figures in measured["figures"].values():
-        assert figures.keys() == FIGURES.keys()
+        assert figures.keys() == {*FIGURES, "zero_shot_top_1"}
         assert all(0 <= value <= 1 for value in figures.values())
     assert measured["figures"]["base"]["unsafe_text_harmful@1"] > 0.9
-    assert [each["steps"] for each in measured["trained"].values()] == [3, 3]
+    assert [each["steps"] for each in measured["trained"].values()] == [3, 0]
     assert table(measured).count("\n") == 4
     capsys.readouterr()
     assert compare_objectives(config, run, ["apart"], [3])["figures"]["apart"] == measured["figures"]["apart"]

@@ -9,8 +9,18 @@ from safeclip.encoder.objectives.safer_clip import SaferClip
 from safeclip.encoder.objectives.shield import Shield
 from safeclip.errors import UserError
 
-__all__ = ["OBJECTIVES", "Embeddings", "Nearest", "Objective", "contrastive", "distance", "make_objective"]
+__all__ = [
+    "NEGATION",
+    "OBJECTIVES",
+    "Embeddings",
+    "Nearest",
+    "Objective",
+    "contrastive",
+    "distance",
+    "make_objective",
+]
 
+NEGATION = "negation"  # named like an objective, but nothing is minimised: safeclip/encoder/negation.py
 OBJECTIVES: dict[str, type[Objective]] = {
     "apart": Apart,
     "safe-clip": SafeClip,
@@ -33,7 +43,7 @@ def make_objective(name: str, weights: dict[str, float] | None = None) -> Object
         return OBJECTIVES[name](weights)
     module, colon, attribute = name.partition(":")
     if not colon:
-        known = ", ".join(OBJECTIVES)
+        known = ", ".join([*OBJECTIVES, NEGATION])
         raise UserError(f"train.objective: {name!r} is no objective; there are {known}, or package.module:Class")
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,33 @@
+"""Zero-shot classification: a picture is of the class whose description is most like it (Radford et al., 2021)."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from safeclip.encoder.model import Encoder
+
+Template = Callable[[str], str]
+
+
+def class_embeddings(encoder: Encoder, classes: Sequence[str], templates: Sequence[Template]) -> np.ndarray:
+    """Returns one embedding a class (n, d), of unit length: the mean over its descriptions, each of unit length.
+
+    Args:
+        encoder: whose text tower embeds them.
+        classes: names.
+        templates: each makes a description of a name, as `open_clip.OPENAI_IMAGENET_TEMPLATES` do.
+    """
+    texts = [template(name) for name in classes for template in templates]
+    means = encoder.encode_texts(texts).reshape(len(classes), len(templates), -1).mean(1)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def top_1(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns whether each picture's most similar class is its own, shape (n,).
+
+    Args:
+        images: embeddings (n, d) of unit length.
+        classes: embeddings (m, d) of unit length; of equal similarities the first class counts.
+        labels: int (n,), numbers of classes.
+    """
+    return (images @ classes.T).argmax(1) == labels

@@ -1,0 +1,20 @@
+import numpy as np
+import open_clip
+
+from safeclip.encoder.model import load_encoder
+from safeclip.evaluation.zero_shot import class_embeddings, top_1
+
+
+def test_a_class_is_the_mean_of_its_descriptions():
+    encoder = load_encoder("world:encoder")
+    templates = open_clip.OPENAI_IMAGENET_TEMPLATES[:3]
+    found = class_embeddings(encoder, ["dog", "cat"], templates)
+    for name, embedding in zip(("dog", "cat"), found, strict=True):
+        mean = np.mean([encoder.encode_texts([template(name)])[0] for template in templates], axis=0)
+        assert np.allclose(embedding, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_the_most_similar_class_counts_and_the_first_of_equal_ones():
+    classes = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    images = np.array([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1], [0.1, 0.9]])
+    assert top_1(images, classes, np.array([0, 1, 2, 0])).tolist() == [True, True, False, False]

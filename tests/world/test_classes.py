@@ -1,0 +1,29 @@
+import numpy as np
+
+from safeclip.encoder.model import load_encoder
+from safeclip.evaluation.zero_shot import class_embeddings, top_1
+from safeclip.world.classes import descriptions, pictures_of_one
+from safeclip.world.scenes import BACKGROUNDS
+
+
+def test_every_class_occurs_as_often_and_a_seed_gives_the_same_pictures():
+    pictures, labels, names = pictures_of_one(2 * 98, 1)
+    assert pictures.shape == (196, 64, 64, 3)
+    assert len(names) == len(set(names))
+    assert np.bincount(labels).max() - np.bincount(labels, minlength=len(names)).min() <= 1
+    assert np.array_equal(pictures, pictures_of_one(2 * 98, 1)[0])
+    assert not np.array_equal(pictures, pictures_of_one(2 * 98, 2)[0])
+
+
+def test_descriptions_name_the_class_on_each_background():
+    texts = [template("orange") for template in descriptions()]
+    assert "an orange on orange background" in texts or "a picture of an orange on orange" in texts
+    assert len(set(texts)) == 2 * len(BACKGROUNDS)
+
+
+def test_the_base_encoder_tells_the_objects_apart():
+    encoder = load_encoder("world:encoder")
+    pictures, labels, names = pictures_of_one(300, 5)
+    classes = class_embeddings(encoder, names, descriptions())
+    images = encoder.encode_pixels(pictures.transpose(0, 3, 1, 2))
+    assert top_1(images, classes, labels).mean() > 0.9
