@@ -12,7 +12,8 @@ import sys
 
 from jobs.command import config_of, parser, ray_session, run_main
 from safeclip.artifacts import Folder, open_run
-from safeclip.encoder.train import export_checkpoint, train_encoder
+from safeclip.encoder.publish import export_checkpoint
+from safeclip.encoder.train import train_encoder
 from safeclip.errors import UserError
 
 

@@ -26,11 +26,11 @@ from PIL import Image
 from safeclip.artifacts import Folder
 from safeclip.config import Train
 from safeclip.encoder.export import save_open_clip, to_huggingface
-from safeclip.encoder.loop import Plan, Worker
 from safeclip.encoder.model import Encoder, load_encoder
 from safeclip.encoder.objectives import Embeddings
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.teacher import SPLITS, embed_rows, plan_units
+from safeclip.encoder.worker import Plan, Worker
 from safeclip.records import QUADRUPLET
 
 ARCHITECTURE = "ViT-B-32"

@@ -1,9 +1,6 @@
 """The training stage: the teacher's embeddings, then DDP workers on Ray Train, then the exports."""
 
 import dataclasses
-import hashlib
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -11,35 +8,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, Stage, hash_of, read_manifest
 from safeclip.config import Config, Train
 from safeclip.encoder.card import model_card
 from safeclip.encoder.data import Rows
-from safeclip.encoder.export import export_encoder, oddities
-from safeclip.encoder.loop import Plan, Progress, read_progress, train_loop
+from safeclip.encoder.loop import train_loop
 from safeclip.encoder.model import Encoder, load_encoder
 from safeclip.encoder.negation import negate_unsafe_weights
 from safeclip.encoder.objectives import NEGATION, make_objective
-from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter
+from safeclip.encoder.progress import Progress, read_progress
+from safeclip.encoder.publish import merged, trained_student, weights_hash, write_exports
 from safeclip.encoder.teacher import KEPT, SPLITS, embed_teacher
+from safeclip.encoder.worker import Plan
 from safeclip.errors import UserError
 from safeclip.fitting import fit, remove_training
 from safeclip.generation.captions import collect
 from safeclip.records import row_seed
 
 CALIBRATION = 512  # quadruplets that the training-free baseline looks at
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """Returns 16 hexadecimal digits that depend on a model's weights and their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def check_settings(train: Train, counts: dict[str, int]) -> None:
@@ -165,67 +153,3 @@ def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
         )
     with result.checkpoint.as_directory() as path:
         return read_progress(Path(path)), load_file(Path(path) / "best.safetensors")
-
-
-def trained_student(base: Encoder, trained: dict[str, torch.Tensor], config: Config) -> torch.nn.Module:
-    """Returns a student of the base with weights that training left.
-
-    Raises:
-        UserError: the weights are of another student.
-    """
-    student = make_student(base.model, config.train.lora, config.seed)
-    load_trained_state(student, trained)
-    return student
-
-
-def merged(base: Encoder, student: torch.nn.Module) -> Encoder:
-    """Returns a student as an encoder."""
-    return dataclasses.replace(base, model=merge_student(student))
-
-
-def write_exports(safe: Encoder, student: torch.nn.Module | None, folder: Folder, card: str) -> str:
-    """Writes the exports and the model card, and returns the hash of the encoder's weights.
-
-    Args:
-        safe: the encoder.
-        student: whose adapters are written, too, where it has some.
-        folder: where they go.
-        card: the model card.
-    """
-    local = Path(tempfile.mkdtemp(prefix="safeclip-export-"))
-    try:
-        export_encoder(safe, local)
-        if isinstance(student, PeftModel) and not oddities(safe.model):
-            save_adapter(student, local / "lora")
-        folder.make()
-        folder.write("README.md", card.encode())
-        for path in sorted(local.iterdir()):
-            folder.put(path.name, path)
-        return hashlib.sha256((local / "open_clip" / "open_clip_model.safetensors").read_bytes()).hexdigest()[:16]
-    finally:
-        shutil.rmtree(local)
-
-
-def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> None:
-    """Writes the exports of a training's checkpoint, of the best weights up to it.
-
-    Args:
-        config: of the training.
-        checkpoint: a folder `checkpoint_…` below `encoder/training-…`.
-        target: where the exports go.
-
-    Raises:
-        UserError: the checkpoint is missing, or of another base or other adapters than the config's.
-    """
-    if not checkpoint.exists("best.safetensors"):
-        raise UserError(f"--export {checkpoint.url}: no checkpoint lies here (no best.safetensors)")
-    with tempfile.TemporaryDirectory(prefix="safeclip-export-") as name:
-        for file in ("best.safetensors", "progress.json"):
-            (Path(name) / file).write_bytes(checkpoint.read(file))
-        progress, best = read_progress(Path(name)), load_file(Path(name) / "best.safetensors")
-    base = load_encoder(config.train.base)
-    student = trained_student(base, best, config)
-    trained = {"objective": config.train.objective, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
-    content = {"base": {"source": config.train.base, "hash": weights_hash(base.model)}, "train": trained}
-    card = model_card(config, {**content, "history": progress.history})
-    write_exports(merged(base, student), student, target, card)

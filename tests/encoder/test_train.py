@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config, load_config
-from safeclip.encoder.loop import Plan, Progress, Worker, learning_rate
 from safeclip.encoder.model import Encoder, load_encoder
 from safeclip.encoder.objectives.safe_clip import SafeClip
+from safeclip.encoder.progress import Progress
+from safeclip.encoder.publish import export_checkpoint
 from safeclip.encoder.student import merge_student, trained_state
 from safeclip.encoder.teacher import KEPT, SPLITS, embed_rows, plan_units
-from safeclip.encoder.train import check_settings, export_checkpoint, train_encoder
+from safeclip.encoder.train import check_settings, train_encoder
+from safeclip.encoder.worker import Plan, Worker, learning_rate
 from safeclip.errors import UserError
 from safeclip.world import scenes
 from tests.encoder.quadruplets import render_quadruplets, write_quadruplets

@@ -1,0 +1,78 @@
+"""How far a training is, and what is said of it."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safeclip.config import Train
+
+
+@dataclass
+class Progress:
+    """How far a training is. It is saved with each checkpoint, so that a resumed training decides the same."""
+
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Steps done of the epoch that is under way."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of these steps' losses, by name, and of their gradient norms, seconds, and seconds spent waiting for data."""
+    steps: int = 0
+    seconds: float = 0.0
+    """Spent on steps."""
+    waiting: float = 0.0
+    """Of these seconds, those spent waiting for data."""
+    best_loss: float = math.inf
+    best_recall: float = 0.0
+    best_epoch: int = 0
+    """Whose weights are kept."""
+    waited: int = 0
+    """Epochs without a better loss or recall."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, record: dict[str, Any]) -> bool:
+        """Takes in an epoch's record, and returns whether its weights are the best so far.
+
+        An epoch counts as better if the validation loss or the sum of recalls is (the paper's rule for stopping);
+        the weights kept are those of the lowest loss.
+        """
+        loss, recall = record["validation"]["total"], record["recall_sum"]
+        best = loss < self.best_loss
+        self.waited = 0 if best or recall > self.best_recall else self.waited + 1
+        self.best_loss, self.best_recall = min(self.best_loss, loss), max(self.best_recall, recall)
+        if best:
+            self.best_epoch = record["epoch"]
+        self.history.append(record)
+        return best
+
+    def is_over(self, train: Train) -> bool:
+        """Whether the epochs are used up, or patience is."""
+        return self.epoch >= train.epochs or self.waited >= train.patience
+
+
+def read_progress(folder: Path) -> Progress:
+    """Returns the progress that a checkpoint holds."""
+    return Progress(**json.loads((folder / "progress.json").read_text()))
+
+
+def told(record: dict[str, Any]) -> str:
+    """Returns an epoch's or a step's numbers as part of a line, aligned with others."""
+    losses = record["loss"]
+    terms = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if name != "total")
+    return (
+        f"loss {losses['total']:8.4f}  {terms}  gradient {record['gradient_norm']:7.3f}  "
+        f"{record['samples_per_second']:7.1f} samples/s  waiting {100 * record['data_wait']:4.1f}%"
+    )
+
+
+def memory_gib(device: str) -> float:
+    """Returns the GPU's peak, or the process's present memory on a CPU, GiB."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**30
+    import psutil
+
+    return psutil.Process().memory_info().rss / 2**30

@@ -1,0 +1,391 @@
+"""One worker's share of a training: steps, validation, what a checkpoint holds."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from safeclip.artifacts import Folder
+from safeclip.config import Train
+from safeclip.encoder.data import (
+    Batch,
+    Rows,
+    cache_path,
+    epoch_batches,
+    kept_rows,
+    map_rows,
+    prefetch,
+    share_of,
+    write_rows,
+)
+from safeclip.encoder.model import Encoder, encode_tokens, load_encoder
+from safeclip.encoder.nearest import NearestSafe
+from safeclip.encoder.objectives import Embeddings, Objective, make_objective
+from safeclip.encoder.progress import Progress, memory_gib, read_progress, told
+from safeclip.encoder.student import clip_of, load_trained_state, make_student, trained_state
+from safeclip.encoder.teacher import KEPT, Unit
+from safeclip.encoder.tracker import make_tracker
+from safeclip.encoder.validation import recall_sum, validation_losses
+from safeclip.records import row_seed
+
+SAY_EVERY = 20  # seconds between lines within an epoch
+VALIDATION_BATCH = 64  # rows encoded at once
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the driver tells its workers."""
+
+    train: Train
+    seed: int
+    key: str
+    """Of the training, which names the machine's copies of the rows."""
+    folders: dict[str, Folder]
+    """Where the rows of each split lie."""
+    teacher: Folder
+    units: list[Unit]
+    logs: Folder | None = None
+    """Where the tracker's files go."""
+
+
+class TwoTowers(torch.nn.Module):
+    """A student as one module, texts and pictures in one pass, as DDP wants it."""
+
+    def __init__(self, student: torch.nn.Module, encoder: Encoder) -> None:
+        super().__init__()
+        self.student = student
+        self.normalize_pixels = encoder.normalize_pixels
+
+    def forward(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns embeddings (N, 2, d) of tokens (N, L) and of uint8 pixels (N, 3, H, W), float32."""
+        clip = clip_of(self.student)
+        image = clip.encode_image(self.normalize_pixels(pixels), normalize=True)
+        return torch.stack([encode_tokens(clip, tokens).float(), image.float()], dim=1)
+
+
+def learning_rate(step: int, steps: int, train: Train) -> float:
+    """Returns the rate of a step of all steps: constant, or half a cosine down to zero; rising in the warm-up."""
+    rate = train.learning_rate * min(1.0, (step + 1) / (train.warmup + 1))
+    return rate if train.schedule == "constant" else rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def all_rows(own: torch.Tensor, rank: int, workers: int) -> torch.Tensor:
+    """Returns the rows of all workers (workers·B, …), in the order of ranks; only the own ones carry a gradient.
+
+    Every worker computes the loss of the whole batch, so the sum of their gradients is the whole batch's.
+    """
+    if workers == 1:
+        return own
+    sent = own.detach().contiguous()
+    parts = [torch.empty_like(sent) for _ in range(workers)]
+    dist.all_gather(parts, sent)
+    parts[rank] = own
+    return torch.cat(parts)
+
+
+class Worker:
+    """One worker's model, rows and progress."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int = 0,
+        local_rank: int = 0,
+        workers: int = 1,
+        device: str = "cpu",
+        wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambda module: module,
+    ) -> None:
+        """Loads the student and the rows.
+
+        Args:
+            plan: what to train and on what.
+            rank: of this worker, among all.
+            local_rank: among those on this machine, which share one copy of the rows.
+            workers: how many there are.
+            device: where the student is put.
+            wrap: makes of a module one that averages its gradients over the workers, such as DDP.
+        """
+        self.plan, self.train = plan, plan.train
+        self.rank, self.workers, self.device = rank, workers, device
+        self.encoder = load_encoder(self.train.base, device)
+        self.student = make_student(self.encoder.model, self.train.lora, plan.seed)
+        self.encoder.model = torch.nn.Identity()  # the teacher's numbers are at hand, so the teacher need not be
+        if self.train.gradient_checkpointing:
+            clip_of(self.student).set_grad_checkpointing(True)
+        self.towers = TwoTowers(self.student, self.encoder)
+        if self.train.compile:
+            self.towers.compile(dynamic=True)  # captions differ in length from step to step
+        self.parallel = wrap(self.towers)
+        self.parameters = [p for p in self.student.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.train.learning_rate, fused=True)
+        self.objective: Objective = make_objective(self.train.objective, self.train.weights)
+        paths = {split: cache_path(plan.key, split) for split in plan.folders}
+        if local_rank == 0:
+            for split, path in paths.items():
+                write_rows(plan.folders, plan.teacher, [u for u in plan.units if u.split == split], path)
+        if workers > 1:
+            dist.barrier()
+        self.rows = {split: Rows(map_rows(path), self.encoder) for split, path in paths.items()}
+        self.nearest = self._find_nearest() if self.objective.uses_nearest else {}
+        self.batches = len(self.rows["train"]) // self.train.batch
+        """Steps in an epoch."""
+        self.progress = Progress()
+        self.best = trained_state(self.student)
+        self.earlier: list[dict[str, torch.Tensor]] = []
+        """Weights at the end of the epochs before, as many as are averaged with the present one's."""
+        self.tracker = make_tracker(self.train.tracker, plan.logs, plan.key) if rank == 0 and plan.logs else None
+
+    def _find_nearest(self) -> dict[str, NearestSafe]:
+        references = {s: self.rows[s].references(np.arange(len(self.rows[s]))) for s in ("train", "validation")}
+        return {split: NearestSafe(found, references["train"]) for split, found in references.items()}
+
+    def _embed(self, module: Any, batch: Batch) -> torch.Tensor:
+        """Returns the embeddings (N, 2, d) of texts and pictures."""
+        dtype = torch.bfloat16 if self.train.dtype == "bfloat16" else torch.float32
+        with torch.autocast(torch.device(self.device).type, dtype=dtype, enabled=dtype is torch.bfloat16):
+            return module(batch.tokens.to(self.device), batch.pixels.to(self.device))
+
+    def _whole(self, split: str, gathered: torch.Tensor, rows: np.ndarray, kept: np.ndarray) -> Embeddings:
+        """Returns what the objective sees.
+
+        Args:
+            split: of the quadruplets.
+            gathered: the workers' embeddings (workers, N, 2, d), of each its safe, unsafe and kept items.
+            rows: numbers of the quadruplets, in the order of workers.
+            kept: numbers of the safe pairs.
+        """
+        own = len(rows) // self.workers
+        sides = {"safe": gathered[:, :own], "unsafe": gathered[:, own : 2 * own], "kept": gathered[:, 2 * own :]}
+        found = {
+            f"{side}_{kind}": part.flatten(0, 1)[:, place]
+            for side, part in sides.items()
+            for place, kind in enumerate(("text", "image"))
+        }
+        found |= self.rows[split].references(rows) | self.rows[split].labels(rows)
+        if len(kept):
+            for name, value in self.rows[KEPT].references(kept).items():
+                found[name.replace("safe", "kept")] = value
+        else:
+            found |= {f"kept_{kind}_ref": found[f"kept_{kind}"].detach() for kind in ("text", "image")}
+        done = self.progress.epoch * self.batches + self.progress.step
+        return Embeddings(
+            **{name: value.to(self.device) for name, value in found.items()},
+            progress=min(1.0, done / max(1, self.train.epochs * self.batches)),
+            nearest=self.nearest[split].of(torch.as_tensor(rows), self.device) if self.nearest else None,
+        )
+
+    def _steps(self) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+        """Yields for each step that is left of the epoch its quadruplets, its safe pairs, and the worker's share."""
+        progress, rows, kept = self.progress, self.rows["train"], self.rows.get(KEPT)
+        batches = epoch_batches(len(rows), self.train.batch, self.plan.seed, progress.epoch)
+        count = self.train.preserve.per_step if self.train.preserve else 0
+        steps = []
+        for number in range(progress.step, len(batches)):
+            step = progress.epoch * len(batches) + number
+            steps.append((batches[number], kept_rows(len(kept) if kept else 0, count, self.plan.seed, step)))
+
+        def load(step: tuple[np.ndarray, np.ndarray]) -> Batch:
+            parts = [rows.batch(share_of(step[0], self.rank, self.workers))]
+            if kept and len(step[1]):
+                parts.append(kept.batch(share_of(step[1], self.rank, self.workers)))
+            return Batch.join(parts)
+
+        for (quadruplets, pairs), batch in zip(steps, prefetch(load, steps), strict=True):
+            yield quadruplets, pairs, batch
+
+    def run_epoch(self, checkpoint: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
+        """Trains until the epoch's end, and returns its record; None where the loss is not a finite number.
+
+        Args:
+            checkpoint: called after each `train.checkpoint_steps` steps.
+        """
+        progress = self.progress
+        self.parallel.train()
+        clock, said = time.monotonic(), time.monotonic()
+        for rows, kept, batch in self._steps():
+            waited = time.monotonic() - clock
+            losses = self._step(batch, rows, kept)
+            if not math.isfinite(losses["total"]):
+                return None
+            now = time.monotonic()
+            losses |= {"seconds": now - clock, "waiting": waited}
+            clock = now
+            progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in losses.items()}
+            progress.step += 1
+            if self.tracker:
+                self.tracker.note(progress.epoch * self.batches + progress.step, self._measures(losses))
+            if self.rank == 0 and now - said > SAY_EVERY:
+                said = now
+                print(self._line(losses), flush=True)
+            if (every := self.train.checkpoint_steps) and progress.step % every == 0 and progress.step < self.batches:
+                checkpoint()
+                clock = time.monotonic()
+        means = {name: value / self.batches for name, value in progress.sums.items()}
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+        progress.steps += self.batches
+        progress.seconds += means["seconds"] * self.batches
+        progress.waiting += means["waiting"] * self.batches
+        return {"epoch": progress.epoch, **self._measures(means)}
+
+    def _measures(self, sums: dict[str, float]) -> dict[str, Any]:
+        """Returns a step's, or a mean step's, numbers as records have them."""
+        others = ("gradient_norm", "seconds", "waiting")
+        return {
+            "loss": {name: value for name, value in sums.items() if name not in others},
+            "gradient_norm": sums["gradient_norm"],
+            "samples_per_second": self.train.batch / max(sums["seconds"], 1e-9),
+            "data_wait": sums["waiting"] / max(sums["seconds"], 1e-9),
+        }
+
+    def _line(self, losses: dict[str, float]) -> str:
+        place = f"epoch {self.progress.epoch + 1:3d} step {self.progress.step:5d}/{self.batches}"
+        return f"{place}  {told(self._measures(losses))}  memory {memory_gib(self.device):.1f} GiB"
+
+    def _step(self, batch: Batch, rows: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+        """Takes a step, and returns its losses and its `gradient_norm`."""
+        step = self.progress.epoch * self.batches + self.progress.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.train.epochs * self.batches, self.train)
+        self.optimizer.zero_grad(set_to_none=True)
+        size = self.train.micro_batch or len(batch)
+        parts = [batch.part(start, start + size) for start in range(0, len(batch), size)]
+        if len(parts) == 1:
+            self._seed(step, 0)
+            losses = self._backward(self._embed(self.parallel, batch), rows, kept)
+        else:
+            losses = self._backward_in_parts(parts, step, rows, kept)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if (limit := self.train.max_gradient) is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        else:
+            norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.step()
+        return {**losses, "gradient_norm": norm.item()}
+
+    def _seed(self, step: int, part: int) -> None:
+        """Dropout is the only chance within a step. Its seed tells workers apart, and survives a resume."""
+        torch.manual_seed(row_seed(self.plan.seed, step, part, self.rank, "dropout"))
+
+    def _backward(self, own: torch.Tensor, rows: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+        """Computes the losses of the whole step and their gradients for the worker's own embeddings (N, 2, d)."""
+        gathered = all_rows(own, self.rank, self.workers).unflatten(0, (self.workers, len(own)))
+        losses = self.objective.losses(self._whole("train", gathered, rows, kept))
+        total = self.objective.total(losses)
+        (total * self.workers).backward()  # DDP averages over the workers what is a sum
+        return {"total": total.item(), **{name: loss.item() for name, loss in losses.items()}}
+
+    def _backward_in_parts(
+        self, parts: list[Batch], step: int, rows: np.ndarray, kept: np.ndarray
+    ) -> dict[str, float]:
+        """Does the same with the activations of one part at a time (GradCache; Gao et al., 2021).
+
+        All parts are embedded without activations, the loss gives the gradient of each embedding, and each part is
+        embedded again to pass it on.
+        """
+        embedded = []
+        with torch.no_grad():
+            for number, part in enumerate(parts):
+                self._seed(step, number)
+                embedded.append(self._embed(self.towers, part))
+        own = torch.cat(embedded).requires_grad_()
+        losses = self._backward(own, rows, kept)
+        assert own.grad is not None
+        start = 0
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last or self.workers == 1 else self.parallel.no_sync():  # type: ignore[operator]
+                self._seed(step, number)
+                self._embed(self.parallel, part).backward(own.grad[start : start + len(part)])
+            start += len(part)
+        return losses
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Returns the validation split's losses and its sum of recalls, the same on every worker."""
+        self.towers.eval()
+        rows = self.rows["validation"]
+        numbers = np.resize(np.arange(len(rows)), (-(-len(rows) // self.workers)) * self.workers)
+        own = share_of(numbers, self.rank, self.workers)
+        sides: list[list[torch.Tensor]] = [[], []]
+        pieces = np.split(own, range(VALIDATION_BATCH, len(own), VALIDATION_BATCH))
+        for batch in prefetch(rows.batch, pieces):
+            for side, part in zip(sides, self._embed(self.towers, batch).chunk(2), strict=True):
+                side.append(part)
+        embedded = torch.cat([*sides[0], *sides[1]])
+        gathered = all_rows(embedded, self.rank, self.workers).unflatten(0, (self.workers, len(embedded)))
+        none = np.zeros(0, np.int64)
+        embeddings = self._whole("validation", gathered, numbers, none).part(0, len(rows))
+        return {
+            "validation": validation_losses(embeddings, self.objective),
+            "recall_sum": recall_sum(embeddings),
+        }
+
+    def take_epoch(self, checkpoint: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
+        """Trains and validates for an epoch, notes and prints its record, and keeps the weights if they are best.
+
+        Args:
+            checkpoint: as for `run_epoch`.
+        """
+        trained = self.run_epoch(checkpoint)
+        if trained is None:
+            return None
+        own = trained_state(self.student)
+        recent = [*self.earlier, own]
+        averaged = {name: torch.stack([state[name] for state in recent]).mean(0) for name in own}
+        load_trained_state(self.student, averaged)
+        record = {**trained, **self.validate()}
+        load_trained_state(self.student, own)
+        self.earlier = recent[max(0, len(recent) - self.train.average + 1) :]
+        best = self.progress.note(record)
+        if best:
+            self.best = averaged
+        if self.tracker:
+            found = {"validation": record["validation"], "recall_sum": record["recall_sum"]}
+            self.tracker.note(self.progress.epoch * self.batches, found)
+        if self.rank == 0:
+            print(
+                f"epoch {record['epoch']:3d}/{self.train.epochs}  {told(record)}  | "
+                f"validation {record['validation']['total']:.4f}  recall sum {record['recall_sum']:.3f}"
+                f"{'  best' if best else ''}",
+                flush=True,
+            )
+        return record
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint: the trained weights, the optimizer and the progress; nothing of what is frozen."""
+        save_file(trained_state(self.student), folder / "trained.safetensors")
+        save_file(self.best, folder / "best.safetensors")
+        for number, state in enumerate(self.earlier):
+            save_file(state, folder / f"earlier-{number}.safetensors")
+        moments = {
+            f"{number}.{name}": value.detach().cpu()
+            for number, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        save_file(moments, folder / "optimizer.safetensors")
+        (folder / "progress.json").write_text(json.dumps(asdict(self.progress)))
+
+    def load(self, folder: Path) -> None:
+        """Goes on from a checkpoint."""
+        load_trained_state(self.student, load_file(folder / "trained.safetensors"))
+        self.best = load_file(folder / "best.safetensors")
+        self.earlier = [load_file(path) for path in sorted(folder.glob("earlier-*.safetensors"), key=_number)]
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in load_file(folder / "optimizer.safetensors", device=self.device).items():
+            number, name = key.split(".")
+            state.setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.progress = read_progress(folder)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
