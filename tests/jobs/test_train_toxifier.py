@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     "captions.count=48", "captions.unit_rows=24", "toxifier.count=40", "toxifier.sft.epochs=2",
     "toxifier.sft.batch=4", "toxifier.preferences.captions=48", "toxifier.preferences.candidates=4",
-    "toxifier.dpo.epochs=1", "toxifier.dpo.batch=2", "toxifier.evaluation.captions=16",
+    "toxifier.dpo.epochs=1", "toxifier.dpo.batch=2", "toxifier.evaluation.captions=12",
     "toxifier.evaluation.bootstrap=50", "generate.toxify.adapter=run", "toxifier.resources.actors=1",
+    "generate.toxify.resources.actors=1",
 ]  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def test_it_trains_measures_and_says_where_it_wrote(trained):
     measured = json.loads((folder / "evaluation.json").read_text())
     for name in ("prompted", "sft", "dpo"):
         row = measured[name]
-        assert row["n"] == 16
+        assert row["n"] == 12
         assert all(0 <= row[key] <= 1 for key in ("accepted", "kept", "heldout_accepted", "duplicates"))
         assert 1 <= row["candidates"] <= 4
         assert row["tokens_per_second"] > 0
