@@ -1,5 +1,6 @@
 """A local cluster of the tests' own, by cluster/local.sh."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -47,10 +48,19 @@ def free_ports(count: int) -> int:
     raise AssertionError("no free ports")
 
 
-@pytest.fixture
-def local():
+@contextlib.contextmanager
+def local_cluster():
+    """A `Local`, which is stopped in the end if it was started."""
     folder = tempfile.mkdtemp(prefix="sc", dir="/tmp")  # pytest's own folders are too deep for sockets
     made = Local(folder)
-    yield made
-    made("down")
-    shutil.rmtree(folder)
+    try:
+        yield made
+    finally:
+        made("down")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def local():
+    with local_cluster() as made:
+        yield made

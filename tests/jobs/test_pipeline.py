@@ -1,4 +1,4 @@
-"""The whole chain in small, by the commands that a user types: undisturbed, and killed in each stage."""
+"""The whole chain in small, by the commands that a user types: jobs submitted, and the pipeline killed in stages."""
 
 import json
 import os
@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.cluster.conftest import local_cluster
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -21,15 +23,14 @@ SMALL = [
 ]  # fmt: skip
 
 
-def _command(storage, run, *more):
+def _words(storage, run, *more):
     sets = [word for setting in [f"storage={storage}", *SMALL, *more] for word in ("--set", setting)]
-    return [sys.executable, "-m", "jobs.pipeline", "--run", run, *sets]
+    return ["--run", run, *sets]
 
 
 def _start(storage, run, *more):
-    return subprocess.Popen(
-        _command(storage, run, *more), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    command = [sys.executable, "-m", "jobs.pipeline", *_words(storage, run, *more)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def _finish(process):
@@ -43,42 +44,16 @@ def _hashes(run):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    storage = tmp_path_factory.mktemp("runs")
-    output = _finish(_start(storage, "demo"))
-    return storage / "demo", output
-
-
-@pytest.mark.timeout(900)
-def test_captions_become_a_safe_encoder_and_its_report(undisturbed):
-    run, output = undisturbed
-    stages = ("captions", "unsafe_captions", "unsafe_images", "quadruplets", "encoder", "report")
-    assert all((run / stage / "manifest.json").is_file() for stage in stages)
-    assert "report.html" in output
-    metrics = json.loads((run / "report" / "metrics.json").read_text())
-    assert set(metrics["encoders"]) == {"base", "safe"}
-    assert metrics["data"]["accepted"] == sum(metrics["data"]["quadruplets"].values()) > 30
-    assert oct((run / "unsafe_images").stat().st_mode)[-3:] == "700"
-    assert "Datasheet" in (run / "quadruplets" / "datasheet.md").read_text()
-
-
-@pytest.mark.timeout(300)
-def test_a_second_call_skips_every_stage(undisturbed):
-    run, _ = undisturbed
-    before = _hashes(run)
-    output = _finish(_start(run.parent, "demo"))
-    assert output.count("skipped") == 6
-    assert _hashes(run) == before
-
-
-@pytest.mark.timeout(120)
-def test_another_config_in_the_same_run_is_refused_by_name(undisturbed):
-    run, _ = undisturbed
-    process = _start(run.parent, "demo", "train.epochs=2")
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 1
-    assert "train.epochs: 1 → 2" in output
-    assert "Traceback" not in output
+def submitted(tmp_path_factory):
+    """A run by its three jobs, each sent to the job server of a local cluster; nothing disturbs them."""
+    storage = tmp_path_factory.mktemp("submitted")
+    with local_cluster() as local:
+        up = local.up()
+        assert up.returncode == 0, up.stderr
+        for job in ("generate", "train_encoder", "evaluate"):
+            done = local.submit("--", "python", "-m", f"jobs.{job}", *_words(storage, "demo"), seconds=400)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    return storage / "demo"
 
 
 def _wait_for(process, found, seconds=400):
@@ -94,17 +69,65 @@ def _kill(process):
     process.communicate()
 
 
-@pytest.mark.timeout(1200)
-def test_killed_in_each_stage_and_started_again_gives_the_same_quadruplets(undisturbed, tmp_path):
-    expected, run = undisturbed[0], tmp_path / "demo"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A run by the pipeline, killed in three stages and started again each time, and what it printed at last."""
+    storage = tmp_path_factory.mktemp("killed")
+    run = storage / "demo"
     for stage in ("unsafe_captions", "unsafe_images", "encoder"):
-        process = _start(tmp_path, "demo")
+        process = _start(storage, "demo")
         pattern = "teacher" if stage == "encoder" else "*.parquet"
         _wait_for(process, lambda s=stage, p=pattern: any((run / s).glob(p)))
         _kill(process)
         assert not (run / stage / "manifest.json").exists()
-    _finish(_start(tmp_path, "demo"))
+    return run, _finish(_start(storage, "demo"))
+
+
+@pytest.mark.timeout(900)
+def test_submitted_jobs_make_a_safe_encoder_and_its_report(submitted):
+    metrics = json.loads((submitted / "report" / "metrics.json").read_text())
+    assert metrics["encoders"].keys() == {"base", "safe"}
+    assert metrics["data"]["quadruplets"]["train"] > 20
+    assert (submitted / "encoder" / "open_clip" / "open_clip_model.safetensors").is_file()
+    assert (submitted / "report" / "report.html").is_file()
+
+
+@pytest.mark.timeout(900)
+def test_captions_become_a_safe_encoder_and_its_report(killed):
+    run, output = killed
+    stages = ("captions", "unsafe_captions", "unsafe_images", "quadruplets", "encoder", "report")
+    assert all((run / stage / "manifest.json").is_file() for stage in stages)
+    assert "report.html" in output
+    metrics = json.loads((run / "report" / "metrics.json").read_text())
+    assert set(metrics["encoders"]) == {"base", "safe"}
+    assert metrics["data"]["accepted"] == sum(metrics["data"]["quadruplets"].values()) > 30
+    assert oct((run / "unsafe_images").stat().st_mode)[-3:] == "700"
+    assert "Datasheet" in (run / "quadruplets" / "datasheet.md").read_text()
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_each_stage_and_started_again_gives_the_same_quadruplets(submitted, killed):
+    run, _ = killed
     generated = ("captions", "unsafe_captions", "unsafe_images", "quadruplets")
-    wanted, got = _hashes(expected), _hashes(run)
+    wanted, got = _hashes(submitted), _hashes(run)
     assert {s: got[s] for s in generated} == {s: wanted[s] for s in generated}
     assert not list(run.rglob("*.part"))
+
+
+@pytest.mark.timeout(300)
+def test_a_second_call_skips_every_stage(killed):
+    run, _ = killed
+    before = _hashes(run)
+    output = _finish(_start(run.parent, "demo"))
+    assert output.count("skipped") == 6
+    assert _hashes(run) == before
+
+
+@pytest.mark.timeout(120)
+def test_another_config_in_the_same_run_is_refused_by_name(killed):
+    run, _ = killed
+    process = _start(run.parent, "demo", "train.epochs=2")
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "train.epochs: 1 → 2" in output
+    assert "Traceback" not in output

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "captions.count=48", "captions.unit_rows=24", "toxifier.count=40", "toxifier.sft.epochs=2",
-    "toxifier.sft.batch=4", "toxifier.preferences.captions=48", "toxifier.preferences.candidates=4",
-    "toxifier.dpo.epochs=1", "toxifier.dpo.batch=2", "toxifier.evaluation.captions=12",
+    "captions.count=32", "captions.unit_rows=16", "toxifier.count=40", "toxifier.sft.epochs=1",
+    "toxifier.sft.batch=4", "toxifier.preferences.captions=32", "toxifier.preferences.candidates=4",
+    "toxifier.dpo.epochs=1", "toxifier.dpo.batch=2", "toxifier.evaluation.captions=8",
     "toxifier.evaluation.bootstrap=50", "generate.toxify.adapter=run", "toxifier.resources.actors=1",
     "generate.toxify.resources.actors=1",
 ]  # fmt: skip
@@ -42,7 +42,7 @@ def test_it_trains_measures_and_says_where_it_wrote(trained):
     measured = json.loads((folder / "evaluation.json").read_text())
     for name in ("prompted", "sft", "dpo"):
         row = measured[name]
-        assert row["n"] == 12
+        assert row["n"] == 8
         assert all(0 <= row[key] <= 1 for key in ("accepted", "kept", "heldout_accepted", "duplicates"))
         assert 1 <= row["candidates"] <= 4
         assert row["tokens_per_second"] > 0

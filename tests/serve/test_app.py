@@ -98,7 +98,7 @@ def test_health_and_model(endpoint):
     assert model == {
         "run": "demo",
         "base": "world:encoder",
-        "objective": "safe-clip",
+        "objective": "apart",
         "width": 128,
         "image_size": [64, 64],
         "key": "0123456789abcdef",
