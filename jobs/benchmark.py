@@ -1,10 +1,11 @@
 """Compares side by side, and writes what was measured as JSON.
 
   python -m jobs.benchmark train                       a step of fine-tuning beside the reference's recipe, ViT-B/32
+                                                       with random weights; needs no run
   python -m jobs.benchmark objectives --run demo       each objective trained on a run's quadruplets, and measured on
                                                        the same rendered test sets: what became safe, what it cost
 
-The JSON goes to runs/benchmarks/<what>.json, or where --json says.
+The JSON goes to <storage>/benchmarks/<what>.json, or where --json says.
 """
 
 import json
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import config_of, parser, ray_session, run_main
-from safeclip.artifacts import open_run, read_manifest, versions
+from safeclip.artifacts import Folder, open_run, read_manifest, versions
+from safeclip.config import Config
 from safeclip.errors import UserError
 
 
@@ -26,11 +28,14 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("--objectives", nargs="+", metavar="NAME", help="which; all of the library's unless given")
     words.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of objectives; default 0 1 2")
     options = words.parse_args(arguments)
-    measured = _train(options) if options.benchmark == "train" else _objectives(options)
-    target = options.json or Path("runs/benchmarks") / f"{options.benchmark}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({**measured, "versions": versions()}, indent=2) + "\n")
-    print(f"written to {target}")
+    config = config_of(options)
+    measured = _train(options) if options.benchmark == "train" else _objectives(config, options)
+    folder, name = Folder(config.storage) / "benchmarks", f"{options.benchmark}.json"
+    if options.json:
+        folder, name = Folder(str(options.json.parent)), options.json.name
+    folder.make()
+    folder.write(name, (json.dumps({**measured, "versions": versions()}, indent=2) + "\n").encode())
+    print(f"written to {folder.url}/{name}")
 
 
 def _train(options: Any) -> dict[str, Any]:
@@ -41,10 +46,9 @@ def _train(options: Any) -> dict[str, Any]:
     return measured
 
 
-def _objectives(options: Any) -> dict[str, Any]:
+def _objectives(config: Config, options: Any) -> dict[str, Any]:
     from safeclip.benchmarks.objectives import ALL, compare_objectives, table
 
-    config = config_of(options)
     run = open_run(config, options.replace)
     if read_manifest(run / "quadruplets") is None:
         raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")

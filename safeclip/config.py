@@ -264,7 +264,7 @@ class Train(Section):
     base: str
     """The encoder to make safe: `world:encoder`, a folder, `hf-hub:<name>` or `<architecture>/<pretrained>`."""
     objective: str = "safe-clip"
-    """Name of the objective, or `package.module:Class` for one of your own; `negation` trains nothing (see there)."""
+    """Name of the objective, or `package.module:Class` for one of your own; `negation` trains nothing."""
     negation_share: float = Field(0.01, gt=0, lt=1)
     """Share of each layer's weights that the objective `negation` negates."""
     weights: dict[str, float] = {}
@@ -279,7 +279,7 @@ class Train(Section):
     """Quadruplets a step, over all workers."""
     micro_batch: int | None = Field(None, ge=1)
     """Texts, and pictures, that a worker passes through a tower at once; all of its share of the step unless given.
-    It bounds memory and changes no gradient."""
+    It bounds memory and changes no gradient, but for what dropout draws."""
     average: int = Field(1, ge=1)
     """Epochs, up to the present one, whose adapters are averaged into those that are validated and kept (Izmailov et
     al., 2018); 1 takes each epoch's as they are, as the paper does."""
@@ -293,7 +293,7 @@ class Train(Section):
     dtype: Literal["bfloat16", "float32"] = "float32"
     """Of the autocast."""
     compile: bool = False
-    """Compiles the towers with torch.compile, which takes a minute and then saves some of each step."""
+    """Compiles the towers with torch.compile, which takes time at the start."""
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass, for memory."""
     lora: Lora | None = Lora()

@@ -5,10 +5,10 @@ from typing import Any
 
 from safeclip.artifacts import Folder
 from safeclip.config import Config
-from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.encoder.model import Encoder
 from safeclip.encoder.objectives import NEGATION, OBJECTIVES
 from safeclip.encoder.train import train_encoder
-from safeclip.evaluation.embeddings import embed_sets
+from safeclip.evaluation.embeddings import embed_sets, load_from
 from safeclip.evaluation.retrieval import TASKS, run_tasks
 from safeclip.evaluation.sets import evaluation_sets
 from safeclip.evaluation.zero_shot import class_embeddings, top_1
@@ -30,8 +30,9 @@ FIGURES = {
 def compare_objectives(config: Config, run: Folder, names: list[str], seeds: list[int]) -> dict[str, Any]:
     """Trains an encoder for each objective and seed, and measures all of them and the base.
 
-    Everything but the objective and the seed is as the config says, so all see the same quadruplets, the same safe
-    pairs and the same number of steps. A training that is complete is not repeated. Needs a Ray that is connected.
+    Everything but the objective and the seed is as the config says, so all see the same quadruplets and the same
+    number of steps, and of one seed the same safe pairs. A training that is complete is not repeated. A Ray must be
+    running.
 
     Args:
         config: of a run whose quadruplets are complete.
@@ -40,8 +41,8 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
         seeds: of adapters, batches and safe pairs.
 
     Returns:
-        `figures`: for `base` and each objective, the means over seeds of FIGURES, and in the world of
-        `zero_shot_top_1`; `spread`: their standard deviations; `trained`: steps and seconds of each training.
+        `figures`: for `base` and each objective, the means over seeds of FIGURES, and of `zero_shot_top_1` where
+        there are rendered sets; `spread`: their standard deviations; `trained`: steps and seconds of each training.
 
     Raises:
         UserError: as `train_encoder` does.
@@ -63,9 +64,9 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
             for figure, (wanted, task, measure) in FIGURES.items():
                 if wanted == name:
                     found[label][figure] = float(results[task].measures()[measure].mean())
-    if config.captions.source == "world":
+    if config.evaluate.rendered:
         for label, source in encoders.items():
-            encoder = load_encoder(source if isinstance(source, str) else source.path())
+            encoder = load_from(source)
             found[label]["zero_shot_top_1"] = _zero_shot(encoder, config.evaluate.rendered, config.seed)
     groups = {"base": [found["base"]]}
     groups |= {name: [found[f"{name.replace(':', '.')}-{seed}"] for seed in seeds] for name in names}

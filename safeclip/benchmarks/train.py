@@ -3,8 +3,8 @@
 Both train ViT-B/32 with random weights on the same rows: batch 16, captions of 12 to 24 tokens, pictures of noise.
 The reference's recipe: Hugging Face's CLIPModel with peft's LoRA on the paper's layers, float32, texts padded to 77
 tokens, the safe side, the unsafe side and the teacher in passes of their own, six a step. It is written here from
-that description, less the code's bugs (the teacher is a model of its own, with its dropout off), which cost no time,
-and less its loading of data. Ours is the worker that a training runs, its loading included.
+that description, less the code's bugs (the teacher is a model of its own, with its dropout off) and less its loading
+of data. Ours is the worker that a training runs, its loading included.
 """
 
 import io

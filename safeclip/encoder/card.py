@@ -6,7 +6,7 @@ from safeclip.config import Config
 
 _CARD = """# A safe encoder
 
-A CLIP fine-tuned so that unsafe texts and pictures land on safe ones, while safe input stays where it was.
+A CLIP changed so that unsafe texts and pictures should land on safe ones, while safe input stays where it was.
 
 | | |
 |---|---|

@@ -118,7 +118,7 @@ class Rows:
         }
 
     def labels(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """Returns whether the judges took unsafe texts and pictures for unsafe, each (B,)."""
+        """Returns whether the judges gave unsafe texts and pictures a score of UNSAFE_FROM or more, each (B,)."""
         taken = self._take(["text_score", "image_score"], rows)
         return {
             f"{kind}_unsafe": torch.tensor(
@@ -132,20 +132,18 @@ class Rows:
 
 
 def cache_path(key: str, split: str) -> Path:
-    """Returns where a machine keeps the rows of a split while it trains: readable by their owner alone."""
+    """Returns where a machine puts the rows of a split, for its workers to map: readable by their owner alone."""
     folder = Path(tempfile.gettempdir()) / f"safeclip-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder / f"{key}-{split}.arrow"
 
 
 def write_rows(folders: dict[str, Folder], teacher: Folder, units: list[Unit], path: Path) -> None:
-    """Writes the rows of some units, with the teacher's embeddings, as one Arrow file; a file that is there stays.
+    """Writes the rows of some units, with the teacher's embeddings, as one Arrow file.
 
     Raises:
         UserError: the embeddings are of other rows.
     """
-    if path.is_file():
-        return
     part = path.with_suffix(f".{os.getpid()}")
     writer = None
     with pa.OSFile(str(part), "wb") as sink:

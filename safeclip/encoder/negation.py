@@ -6,8 +6,7 @@ matter more to unsafe than to safe rows by the largest difference change their s
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from typing import Any
 
 import torch
@@ -32,18 +31,8 @@ def negate_unsafe_weights(encoder: Encoder, safe: Batch, unsafe: Batch, share: f
     """
     model: Any = copy.deepcopy(encoder.model)
     split_attention(model)
-    norms = []
-    for rows in (safe, unsafe):
-        with _feature_norms(model) as found:
-            for start in range(0, len(rows), PART):
-                part = rows.part(start, start + PART)
-                encode_tokens(model, part.tokens.to(encoder.device))
-                model.encode_image(encoder.normalize_pixels(part.pixels.to(encoder.device)))
-        norms.append(found)
-    negated = 0
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and name in norms[0]:
-            negated += _negate(layer.weight, norms[0][name], norms[1][name], share)
+    of_safe, of_unsafe = (_feature_norms(model, encoder, rows) for rows in (safe, unsafe))
+    negated = sum(_negate(layer.weight, of_safe[layer], of_unsafe[layer], share) for layer in of_safe)
     fuse_attention(model)
     return model.eval(), negated
 
@@ -57,29 +46,21 @@ def _negate(weight: torch.Tensor, safe: torch.Tensor, unsafe: torch.Tensor, shar
     return len(chosen)
 
 
-@contextmanager
-def _feature_norms(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Gives, once it is left, the root mean square of each input feature (in,) of each linear layer that was used."""
-    sums: dict[str, torch.Tensor] = {}
-    counts: dict[str, int] = {}
-    found: dict[str, torch.Tensor] = {}
+def _feature_norms(model: Any, encoder: Encoder, rows: Batch) -> dict[nn.Linear, torch.Tensor]:
+    """Returns the root mean square of each input feature (in,) of each linear layer that rows pass through."""
+    sums: dict[nn.Linear, torch.Tensor] = {}
+    counts: Counter[nn.Linear] = Counter()
 
-    def watch(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            features = inputs[0].flatten(0, -2).float()
-            sums[name] = sums.get(name, 0) + features.square().sum(0)
-            counts[name] = counts.get(name, 0) + len(features)
+    def note(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        features = inputs[0].flatten(0, -2).float()
+        sums[layer] = sums.get(layer, 0) + features.square().sum(0)
+        counts[layer] += len(features)
 
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(watch(name))
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-    found |= {name: (sums[name] / counts[name]).sqrt() for name in sums}
+    handles = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Linear)]
+    for start in range(0, len(rows), PART):
+        part = rows.part(start, start + PART)
+        encode_tokens(model, part.tokens.to(encoder.device))
+        model.encode_image(encoder.normalize_pixels(part.pixels.to(encoder.device)))
+    for handle in handles:
+        handle.remove()
+    return {layer: (total / counts[layer]).sqrt() for layer, total in sums.items()}

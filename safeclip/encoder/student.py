@@ -34,7 +34,7 @@ class SplitAttention(nn.Module):
     def __init__(self, fused: nn.MultiheadAttention) -> None:
         super().__init__()
         if not fused.batch_first or fused.in_proj_weight is None or fused.in_proj_bias is None:
-            raise UserError("train.lora: the attention of this encoder has no single projection with a bias to adapt")
+            raise UserError("train.base: the attention of this encoder has no single projection with a bias to adapt")
         self.num_heads = fused.num_heads
         projections = zip(fused.in_proj_weight.chunk(3), fused.in_proj_bias.chunk(3), strict=True)
         self.q_proj, self.k_proj, self.v_proj = (_linear(weight, bias) for weight, bias in projections)

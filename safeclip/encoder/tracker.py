@@ -1,5 +1,6 @@
 """Where the numbers of each step go, for charts: TensorBoard's files, MLflow or Weights & Biases."""
 
+import importlib.util
 import itertools
 import re
 import tempfile
@@ -27,6 +28,19 @@ class Tracker:
         self.log(step, flat)
 
 
+def check_tracker(kind: str | None) -> None:
+    """Refuses a tracker whose package is not installed.
+
+    Args:
+        kind: `train.tracker`.
+
+    Raises:
+        UserError: what to do.
+    """
+    if kind is not None and importlib.util.find_spec(_PACKAGES[kind]) is None:
+        raise UserError(f"train.tracker: {kind} is not installed here; pip install it, or set tensorboard")
+
+
 def make_tracker(kind: str | None, folder: Folder, name: str) -> Tracker | None:
     """Returns a tracker.
 
@@ -38,24 +52,20 @@ def make_tracker(kind: str | None, folder: Folder, name: str) -> Tracker | None:
     Raises:
         UserError: its package is not installed.
     """
-    if kind is None:
-        return None
-    try:
-        return {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}[kind](folder, name)
-    except ImportError as error:
-        raise UserError(f"train.tracker: {kind} is not installed here; pip install it, or set tensorboard") from error
+    check_tracker(kind)
+    return None if kind is None else _MAKERS[kind](folder, name)
 
 
 def _tensorboard(folder: Folder, name: str) -> Tracker:
     from tensorboardX import SummaryWriter
 
-    place = Path(tempfile.mkdtemp(prefix="safeclip-tensorboard-"))
+    kept = tempfile.TemporaryDirectory(prefix="safeclip-tensorboard-")  # goes when the tracker does
     numbers = itertools.count()
     writer: Any = None
 
     def log(step: int, values: dict[str, float]) -> None:
         nonlocal writer
-        writer = writer or SummaryWriter(str(place), filename_suffix=f".{next(numbers)}")
+        writer = writer or SummaryWriter(kept.name, filename_suffix=f".{next(numbers)}")
         for key, value in values.items():
             writer.add_scalar(_tag(key), value, step)
 
@@ -66,7 +76,7 @@ def _tensorboard(folder: Folder, name: str) -> Tracker:
         writer.close()  # its own flush does not wait for what its thread has yet to write
         writer = None
         folder.make()
-        for path in list(place.iterdir()):
+        for path in list(Path(kept.name).iterdir()):
             folder.write(path.name, path.read_bytes())
             path.unlink()
 
@@ -90,3 +100,11 @@ def _wandb(folder: Folder, name: str) -> Tracker:
 
     run = wandb.init(project="safeclip", id=name, resume="allow")
     return Tracker(lambda step, numbers: run.log(numbers, step=step), lambda: None)
+
+
+_PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+_MAKERS: dict[str, Callable[[Folder, str], Tracker]] = {
+    "tensorboard": _tensorboard,
+    "mlflow": _mlflow,
+    "wandb": _wandb,
+}

@@ -21,6 +21,7 @@ from safeclip.encoder.objectives import NEGATION, make_objective
 from safeclip.encoder.progress import Progress, read_progress
 from safeclip.encoder.publish import merged, trained_student, weights_hash, write_exports
 from safeclip.encoder.teacher import KEPT, SPLITS, embed_teacher
+from safeclip.encoder.tracker import check_tracker
 from safeclip.encoder.worker import Plan
 from safeclip.errors import UserError
 from safeclip.fitting import fit, remove_training
@@ -38,8 +39,10 @@ def check_settings(train: Train, counts: dict[str, int]) -> None:
         counts: quadruplets by split.
 
     Raises:
-        UserError: an unknown objective, an empty split, or a batch that does not fit the data or the workers.
+        UserError: an unknown objective, an empty split, a batch that does not fit the data or the workers, or a
+            tracker that is not installed.
     """
+    check_tracker(train.tracker)
     if train.objective != NEGATION:
         make_objective(train.objective, train.weights)
     for split in SPLITS:

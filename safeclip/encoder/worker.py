@@ -135,6 +135,11 @@ class Worker:
         if workers > 1:
             dist.barrier()
         self.rows = {split: Rows(map_rows(path), self.encoder) for split, path in paths.items()}
+        if workers > 1:
+            dist.barrier()
+        if local_rank == 0:
+            for path in paths.values():
+                path.unlink()  # every worker has it mapped; unsafe pictures stay nowhere but in the run
         self.nearest = self._find_nearest() if self.objective.uses_nearest else {}
         self.batches = len(self.rows["train"]) // self.train.batch
         """Steps in an epoch."""
@@ -230,10 +235,10 @@ class Worker:
                 checkpoint()
                 clock = time.monotonic()
         means = {name: value / self.batches for name, value in progress.sums.items()}
-        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         progress.steps += self.batches
-        progress.seconds += means["seconds"] * self.batches
-        progress.waiting += means["waiting"] * self.batches
+        progress.seconds += progress.sums["seconds"]
+        progress.waiting += progress.sums["waiting"]
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         return {"epoch": progress.epoch, **self._measures(means)}
 
     def _measures(self, sums: dict[str, float]) -> dict[str, Any]:
@@ -263,11 +268,7 @@ class Worker:
             losses = self._backward(self._embed(self.parallel, batch), rows, kept)
         else:
             losses = self._backward_in_parts(parts, step, rows, kept)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if (limit := self.train.max_gradient) is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
-        else:
-            norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_gradient or math.inf)
         self.optimizer.step()
         return {**losses, "gradient_norm": norm.item()}
 

@@ -78,7 +78,7 @@ class Embedder:
         import ray
 
         device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self.encoders = {label: _load(source, device) for label, source in encoders.items()}
+        self.encoders = {label: load_from(source, device) for label, source in encoders.items()}
         self.batch = batch
 
     def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -96,7 +96,16 @@ class Embedder:
         return found
 
 
-def _load(source: str | Folder, device: str) -> Encoder:
+def load_from(source: str | Folder, device: str = "cpu") -> Encoder:
+    """Loads an encoder.
+
+    Args:
+        source: what `load_encoder` takes, or the folder of an encoder on any file system.
+        device: where the model is put.
+
+    Raises:
+        UserError: as `load_encoder` does.
+    """
     if not isinstance(source, Folder):
         return load_encoder(source, device)
     if source.is_local:

@@ -14,8 +14,9 @@ class Shield(Objective):
     """The idea of ShieldCLIP (2026): a label for each text and each picture says whether it is unsafe at all.
 
     A generated item whose label is unsafe is drawn to the safe side of its row, and no unsafe item is the right
-    answer to anything. One whose label is safe is a safe item like others: it stays where it was. Cross-entropy, not
-    cosine distance alone, which that paper found to degenerate.
+    answer to anything. One whose label is safe is a safe item like others: it stays where it was. (Labels are safe
+    only where the judges' thresholds are below a half; the pipeline drops other rows.) Cross-entropy, not cosine
+    distance alone, which that paper found to degenerate.
     """
 
     weights: ClassVar[dict[str, float]] = {
