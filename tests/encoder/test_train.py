@@ -1,5 +1,6 @@
 import dataclasses
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from safeclip.encoder.worker import Plan, Worker, learning_rate
 from safeclip.errors import UserError
 from safeclip.world import scenes
 from tests.encoder.quadruplets import render_quadruplets, write_quadruplets
+from tests.processes import train_workers, wait_for_file
 
 SETTINGS = [
     "train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.schedule=constant",
@@ -202,6 +204,26 @@ def test_a_training_cut_off_within_an_epoch_ends_where_an_undisturbed_one_does(p
     expected, found = trained_state(straight.student), trained_state(second.student)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert record["loss"] == straight.progress.history[0]["loss"]
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_killed_within_an_epoch_is_replaced_and_training_ends_where_the_undisturbed_one_does(
+    trained, plan, tmp_path
+):
+    run, _ = trained
+    sets = ["train.epochs=1", "train.batch=2", "train.checkpoint_steps=2", "train.lora.dropout=0.1"]
+    config, folder = config_for("unused", *sets, "train.resources.actors=1"), Folder(str(tmp_path / "encoder"))
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train_encoder, config, run, folder)
+        wait_for_file(tmp_path, "encoder/training-*/checkpoint_*/progress.json", lambda: not training.done())
+        (worker,) = train_workers()
+        worker.kill()  # after 2 of 12 steps, or soon after
+        found = training.result()["history"]
+    undisturbed = Worker(plan("undisturbed", *sets))
+    undisturbed.take_epoch()
+    (expected,) = undisturbed.progress.history
+    assert [record["validation"] for record in found] == [pytest.approx(expected["validation"], rel=1e-4)]
+    assert found[0]["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
 def test_all_weights_can_be_trained(plan, tmp_path):

@@ -4,11 +4,9 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +19,7 @@ from safeclip.errors import UserError
 from safeclip.toxifier.loop import Plan, make_trainer
 from safeclip.toxifier.pairs import read_pairs
 from safeclip.toxifier.train import check_losses, dpo_rows, sft_rows, train_step
+from tests.processes import train_workers, wait_for_file
 from tests.toxifier.models import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -143,12 +142,7 @@ train_step(*pickle.load(open(sys.argv[1], "rb")))
 """
 
 
-def _wait_for_a_checkpoint(folder, alive):
-    deadline = time.monotonic() + 200
-    while not list(folder.glob("training-*/checkpoint_*/best/adapter_model.safetensors")):
-        assert alive(), "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+CHECKPOINT = "training-*/checkpoint_*/best/adapter_model.safetensors"
 
 
 @pytest.mark.timeout(400)
@@ -159,7 +153,7 @@ def test_a_killed_driver_started_again_ends_where_the_undisturbed_one_does(undis
     work = (config, folder, None, *rows_for(config, "sft"))
     (tmp_path / "work.pickle").write_bytes(pickle.dumps(work))
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "work.pickle")], cwd=ROOT)
-    _wait_for_a_checkpoint(tmp_path / "sft", lambda: driver.poll() is None)
+    wait_for_file(tmp_path / "sft", CHECKPOINT, lambda: driver.poll() is None)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert read_manifest(folder) is None, "it was complete before it was killed"
@@ -174,10 +168,9 @@ def test_a_killed_worker_is_replaced_and_training_ends_where_the_undisturbed_one
     config = config_for(tiny, "toxifier.resources.actors=1")
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(train_step, config, Folder(str(tmp_path / "dpo")), None, *rows_for(config, "dpo"))
-        _wait_for_a_checkpoint(tmp_path / "dpo", lambda: not training.done())
-        workers = [p for p in psutil.process_iter() if p.name().startswith("ray::RayTrainWorker")]
-        assert workers
-        workers[0].kill()
+        wait_for_file(tmp_path / "dpo", CHECKPOINT, lambda: not training.done())
+        (worker,) = train_workers()
+        worker.kill()
         resumed = training.result()
     assert resumed["validation_loss"] == pytest.approx(manifest["validation_loss"], rel=0.01)
     assert len(resumed["validation_loss"]) == 3
