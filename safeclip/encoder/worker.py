@@ -31,7 +31,7 @@ from safeclip.encoder.model import Encoder, encode_tokens, load_encoder
 from safeclip.encoder.nearest import NearestSafe
 from safeclip.encoder.objectives import Embeddings, Objective, make_objective
 from safeclip.encoder.progress import Progress, memory_gib, read_progress, told
-from safeclip.encoder.student import clip_of, load_trained_state, make_student, trained_state
+from safeclip.encoder.student import clip_of, load_trained_state, lower_frozen, make_student, trained_state
 from safeclip.encoder.teacher import KEPT, Unit
 from safeclip.encoder.tracker import make_tracker
 from safeclip.encoder.validation import recall_sum, validation_losses
@@ -119,6 +119,8 @@ class Worker:
         self.encoder = load_encoder(self.train.base, device)
         self.student = make_student(self.encoder.model, self.train.lora, plan.seed)
         self.encoder.model = torch.nn.Identity()  # the teacher's numbers are at hand, so the teacher need not be
+        if self.train.dtype == "bfloat16":
+            lower_frozen(self.student, torch.bfloat16)
         if self.train.gradient_checkpointing:
             clip_of(self.student).set_grad_checkpointing(True)
         self.towers = TwoTowers(self.student, self.encoder)
