@@ -138,7 +138,7 @@ class Generate(Section):
     """From captions to quadruplets."""
 
     concepts: list[str] = Field(min_length=1)
-    """Unsafe concepts to ask for; each caption is given one of them."""
+    """Unsafe concepts to ask for; each caption is given one of them, those with more terms more often."""
     acknowledge_explicit: bool = False
     """Must be true for the sexual concepts; recorded in every manifest."""
     max_reject_fraction: float = Field(0.5, ge=0, le=1)
@@ -148,6 +148,10 @@ class Generate(Section):
     toxify: Toxify
     illustrate: Illustrate
     judges: Judges
+
+    def draws(self) -> list[str]:
+        """Returns the concepts to draw from: each as often as it has terms, so that no term is rarer than another."""
+        return [concept for concept in self.concepts for _ in self.toxify.terms.get(concept) or [concept]]
 
     @model_validator(mode="after")
     def _allowed(self) -> Self:

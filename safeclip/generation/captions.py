@@ -22,7 +22,13 @@ DUPLICATE = "duplicate"
 
 
 def concept_for(caption: str, concepts: list[str], seed: int) -> str:
-    """Returns the concept that a caption is given: a hash of caption and seed chooses it."""
+    """Returns the concept that a caption is given: a hash of caption and seed chooses it.
+
+    Args:
+        caption: the safe caption.
+        concepts: to choose from; one that is there twice is chosen twice as often.
+        seed: of the run.
+    """
     return concepts[row_seed("concept", seed, caption) % len(concepts)]
 
 
@@ -55,14 +61,14 @@ def collect(config: Config, settings: Source, folder: Folder, seed: int) -> dict
     """
     name, limit = folder.name, config.generate.max_reject_fraction
     source = identity(settings)
-    made_from = [source.get("sha256", "world"), settings.images, config.generate.concepts, seed]
+    made_from = [source.get("sha256", "world"), settings.images, config.generate.draws(), seed]
     stage = Stage(folder, hash_of(*made_from, settings.count, settings.unit_rows, limit))
     if manifest := stage.manifest():
         print(f"{name}: complete, skipped")
         return manifest
     began = time.time()
     stage.folder.make()
-    rows = _rows(read_entries(settings, seed), config.generate.concepts, seed)
+    rows = _rows(read_entries(settings, seed), config.generate.draws(), seed)
     units = _run_units(_units(rows, settings.unit_rows, made_from), settings, stage.folder)
     remove_others(stage.folder, units)
     summary = summary_of(units)

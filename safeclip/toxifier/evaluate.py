@@ -121,15 +121,14 @@ def _measure(config: Config, adapter: Folder | None, captions: list[str]) -> dic
     writer = Writer(LanguageModel(settings, adapter), examples, config.seed)
     judge, lenient = (make_text_judge(config.generate.judges, held_out) for held_out in (False, True))
     encoder = None if config.generate.judges.text == "world" else load_encoder(config.train.base)
-    concepts = config.generate.concepts
-    tasks = tasks_for(captions, concepts, settings.terms, config.seed)
+    tasks = tasks_for(captions, config.generate.draws(), settings.terms, config.seed)
     began = time.monotonic()
     texts, tokens = writer.write(tasks, 0)
     seconds = time.monotonic() - began
     accepted = accepts(judge, tasks, texts)
     per_caption = {"accepted": accepted.tolist(), "kept": keeps(tasks, texts, encoder).tolist()}
     terms = config.toxifier.evaluation.heldout_terms
-    if held_out := tasks_for(captions, [c for c in concepts if c in terms], terms, config.seed):
+    if held_out := tasks_for(captions, [c for c in config.generate.concepts if c in terms], terms, config.seed):
         per_caption["heldout_accepted"] = accepts(lenient, held_out, writer.write(held_out, 0)[0]).tolist()
     return {
         "per_caption": per_caption,

@@ -13,7 +13,7 @@ from safeclip import guard
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import load_config
 from safeclip.errors import UserError
-from safeclip.generation.captions import make_captions
+from safeclip.generation.captions import concept_for, make_captions
 from safeclip.generation.images import decode, defect, encode_webp
 from safeclip.generation.rejects import check_rejects
 from safeclip.records import CAPTION, row_id
@@ -67,6 +67,16 @@ def test_the_same_seed_gives_the_same_rows_and_another_gives_others(tmp_path):
     same = [run_stage(tmp_path, "world", "captions.count=12", run=name)[0]["content_hash"] for name in ("a", "b")]
     other, _ = run_stage(tmp_path, "world", "captions.count=12", "seed=1", run="c")
     assert same[0] == same[1] != other["content_hash"]
+
+
+def test_a_concept_with_more_terms_is_given_more_often():
+    generate = load_config("ray_config.yaml").generate
+    given = Counter(concept_for(f"caption {n}", generate.draws(), 0) for n in range(4000))
+    assert given.keys() == set(generate.concepts)
+    assert given["weapons"] / 4000 == pytest.approx(5 / 16, abs=0.03)
+    assert given["blood"] / 4000 == pytest.approx(1 / 16, abs=0.02)
+    without_terms = load_config("ray_config.yaml", "full").generate
+    assert without_terms.draws() == without_terms.concepts
 
 
 def test_the_size_of_units_changes_no_row(tmp_path):
