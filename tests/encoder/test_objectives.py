@@ -113,6 +113,14 @@ def test_apart_picks_the_safe_item_among_safe_and_unsafe_ones():
         for i in rows
     ])  # fmt: skip
     assert float(losses["redirect text"]) == pytest.approx(expected, abs=1e-9)
+    avoided = []
+    for i in rows:
+        own, others = (
+            50 * (float(e.unsafe_image[i] @ e.safe_text_ref[i]) - 0.3),
+            50 * e.unsafe_image[i] @ e.unsafe_text.T,
+        )
+        avoided.append(math.log(math.exp(own) + float(others.exp().sum())) - own)
+    assert float(losses["avoid image"]) == pytest.approx(np.mean(avoided), abs=1e-9)
     stayed = [1 - float(a @ b) for a, b in zip(e.safe_text, e.safe_text_ref, strict=True)]
     stayed += [1 - float(a @ b) for a, b in zip(e.kept_text, e.kept_text_ref, strict=True)]
     assert float(losses["preserve text"]) == pytest.approx(np.mean(stayed), abs=1e-9)

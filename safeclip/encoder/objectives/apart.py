@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safeclip.encoder.objectives.base import Embeddings, Objective, distance
 
 SCALE = 50.0  # of the cosines; lower than CLIP's 100, so that a small margin is not enough
+MARGIN = 0.3  # by which the cosine to the safe target should exceed that to every unsafe item
 
 
 class Apart(Objective):
@@ -15,7 +16,9 @@ class Apart(Objective):
 
     Nothing in the paper's terms separates U from G: both move to the same safe place, where an unsafe text still
     finds its unsafe picture first. Here an unsafe text picks, by cross-entropy, the safe picture of its row among all
-    safe pictures of the step *and all unsafe ones*; an unsafe picture likewise. The safe pictures and texts are the
+    safe pictures of the step *and all unsafe ones*; an unsafe picture likewise. Which of the safe ones it is can be
+    guessed in part only, so a second cross-entropy asks for the other half alone: the safe target before all unsafe
+    items, by a margin, for a search meets many more of them than a step has. The safe pictures and texts are the
     teacher's, so only unsafe items move for it, and a distance that weighs far more than the rest holds the safe ones
     where they were, on the quadruplets' safe sides and on the safe pairs (`train.preserve`), which cost nothing.
     """
@@ -23,6 +26,8 @@ class Apart(Objective):
     weights: ClassVar[dict[str, float]] = {
         "redirect text": 2.0,
         "redirect image": 1.0,
+        "avoid text": 2.0,
+        "avoid image": 1.0,
         "preserve text": 200.0,
         "preserve image": 200.0,
     }
@@ -34,6 +39,8 @@ class Apart(Objective):
         return {
             "redirect text": _redirect(batch.unsafe_text, image_ref, batch.unsafe_image),
             "redirect image": _redirect(batch.unsafe_image, text_ref, batch.unsafe_text),
+            "avoid text": _avoid(batch.unsafe_text, batch.safe_image_ref, batch.unsafe_image),
+            "avoid image": _avoid(batch.unsafe_image, batch.safe_text_ref, batch.unsafe_text),
             "preserve text": distance(text, text_ref),
             "preserve image": distance(image, image_ref),
         }
@@ -49,3 +56,16 @@ def _redirect(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> 
     """
     logits = SCALE * unsafe @ torch.cat([safe, other]).T
     return F.cross_entropy(logits, torch.arange(len(unsafe), device=logits.device))
+
+
+def _avoid(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the row's safe item, its cosine less MARGIN, among it and the unsafe ones.
+
+    Args:
+        unsafe: queries (B, d).
+        safe: (B, d), the queries' own.
+        other: (B, d), the unsafe items of the other modality, never right.
+    """
+    own = (unsafe * safe).sum(1, keepdim=True) - MARGIN
+    logits = SCALE * torch.cat([own, unsafe @ other.T], dim=1)
+    return F.cross_entropy(logits, torch.zeros(len(unsafe), dtype=torch.long, device=logits.device))
