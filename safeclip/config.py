@@ -279,6 +279,9 @@ class Train(Section):
     """At most; validation loss and recall may stop earlier."""
     patience: int = Field(5, ge=1)
     """Epochs without a better validation loss or recall before training stops."""
+    select: Literal["loss", "recall"] = "loss"
+    """What tells the epoch whose weights are kept: the lowest validation loss, as in the paper, or the highest sum of
+    recalls, the later of two that are equal."""
     batch: int = Field(ge=2)
     """Quadruplets a step, over all workers."""
     micro_batch: int | None = Field(None, ge=1)

@@ -34,15 +34,18 @@ class Progress:
     """Epochs without a better loss or recall."""
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def note(self, record: dict[str, Any]) -> bool:
+    def note(self, record: dict[str, Any], select: str = "loss") -> bool:
         """Takes in an epoch's record, and returns whether its weights are the best so far.
 
-        An epoch counts as better if the validation loss or the sum of recalls is (the paper's rule for stopping);
-        the weights kept are those of the lowest loss.
+        For stopping an epoch counts as better if the validation loss or the sum of recalls is (the paper's rule).
+
+        Args:
+            record: of the epoch.
+            select: `train.select`, which of the two tells the best.
         """
         loss, recall = record["validation"]["total"], record["recall_sum"]
-        best = loss < self.best_loss
-        self.waited = 0 if best or recall > self.best_recall else self.waited + 1
+        best = loss < self.best_loss if select == "loss" else recall >= self.best_recall
+        self.waited = 0 if loss < self.best_loss or recall > self.best_recall else self.waited + 1
         self.best_loss, self.best_recall = min(self.best_loss, loss), max(self.best_recall, recall)
         if best:
             self.best_epoch = record["epoch"]

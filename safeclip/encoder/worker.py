@@ -348,7 +348,7 @@ class Worker:
         record = {**trained, **self.validate()}
         load_trained_state(self.student, own)
         self.earlier = recent[max(0, len(recent) - self.train.average + 1) :]
-        best = self.progress.note(record)
+        best = self.progress.note(record, self.train.select)
         if best:
             self.best = averaged
         if self.tracker:

@@ -368,6 +368,14 @@ def test_training_stops_when_neither_loss_nor_recall_gets_better():
     assert progress.best_epoch == 2
 
 
+def test_the_epoch_of_the_highest_recall_can_be_the_one_that_is_kept():
+    progress = Progress()
+    measured = [(1.0, 2.0), (0.9, 1.9), (0.95, 2.5), (0.96, 2.5), (0.97, 2.4)]
+    records = [{"epoch": n, "validation": {"total": a}, "recall_sum": b} for n, (a, b) in enumerate(measured, 1)]
+    assert [progress.note(record, "recall") for record in records] == [True, False, True, True, False]
+    assert (progress.best_epoch, progress.waited) == (4, 2)
+
+
 def test_the_cosine_schedule_falls_from_the_rate_to_zero():
     train = config_for("unused", "train.schedule=cosine").train
     rates = [learning_rate(step, 10, train) for step in range(11)]
