@@ -266,7 +266,8 @@ class Train(Section):
     """Fine-tuning of the encoder."""
 
     base: str
-    """The encoder to make safe: `world:encoder`, a folder, `hf-hub:<name>` or `<architecture>/<pretrained>`."""
+    """The encoder to make safe: `world:encoder`, a folder (open_clip's, or of Hugging Face's CLIPModel),
+    `hf-hub:<name>`, `<architecture>/<pretrained>` or `<architecture>/<file of weights>`."""
     objective: str = "safe-clip"
     """Name of the objective, or `package.module:Class` for one of your own; `negation` trains nothing."""
     negation_share: float = Field(0.01, gt=0, lt=1)

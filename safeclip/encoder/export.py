@@ -37,7 +37,7 @@ _RENAMES = (
     (r"^ln_final\.", "text_model.final_layer_norm."),
     (r"^text_projection$", "text_projection.weight"),
 )
-_TRANSPOSED = ("visual.proj", "text_projection")  # open_clip multiplies by them from the right
+TRANSPOSED = ("visual.proj", "text_projection")  # open_clip multiplies by them from the right
 
 
 def huggingface_name(name: str) -> str:
@@ -114,7 +114,7 @@ def _huggingface_state(clip: torch.nn.Module) -> dict[str, torch.Tensor]:
             for part, chunk in zip("qkv", value.chunk(3), strict=True):
                 state[huggingface_name(name.replace(".in_proj_", f".{part}_proj."))] = chunk.clone()
         else:
-            state[huggingface_name(name)] = value.T.contiguous() if name in _TRANSPOSED else value
+            state[huggingface_name(name)] = value.T.contiguous() if name in TRANSPOSED else value
     return state
 
 

@@ -21,6 +21,7 @@ from torchvision.transforms import Compose
 from safeclip.errors import UserError
 
 ENCODE_BATCH = 128  # rows that pass through a tower at once
+_CONFIG = "open_clip_config.json"
 
 
 def decode_image(data: bytes, name: str = "picture") -> Image.Image:
@@ -128,12 +129,15 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     """Loads an encoder.
 
     Args:
-        source: `world:encoder`, a folder that open_clip loads, `hf-hub:<name>` or `<architecture>/<pretrained>`.
+        source: `world:encoder`, a folder of open_clip's or of Hugging Face's CLIPModel, `hf-hub:<name>`,
+            `<architecture>/<pretrained>`, or `<architecture>/<file of weights>`.
         device: where the model is put.
 
     Raises:
         UserError: there is no such folder, name, architecture or set of weights.
     """
+    if Path(source).is_dir() and not (Path(source) / _CONFIG).is_file():
+        return _load_huggingface(Path(source), device)
     name, pretrained, quick_gelu = _resolve(source)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
@@ -152,6 +156,17 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     return Encoder(model.eval().requires_grad_(False), tokenizer, preprocess, config, device)
 
 
+def _load_huggingface(folder: Path, device: str) -> Encoder:
+    from safeclip.encoder.huggingface import is_huggingface_clip, load_huggingface_clip, preprocess_of
+
+    if not is_huggingface_clip(folder):
+        raise UserError(f"encoder {str(folder)!r}: the folder holds neither {_CONFIG} nor a Hugging Face CLIPModel")
+    model, config = load_huggingface_clip(folder)
+    tokenizer = open_clip.SimpleTokenizer(context_length=config["model_cfg"]["text_cfg"]["context_length"])
+    model = model.to(device).eval().requires_grad_(False)
+    return Encoder(model, tokenizer, preprocess_of(config["preprocess_cfg"]), config, device)
+
+
 def _resolve(source: str) -> tuple[str, str | None, bool]:
     """Returns open_clip's model name, the pretrained tag, and whether the tag's weights want QuickGELU."""
     if source == "world:encoder":
@@ -161,10 +176,10 @@ def _resolve(source: str) -> tuple[str, str | None, bool]:
     if source.startswith("hf-hub:"):
         return source, None, False
     if Path(source).is_dir():
-        if not (Path(source) / "open_clip_config.json").is_file():
-            raise UserError(f"encoder {source!r}: the folder holds no open_clip_config.json")
         return f"local-dir:{source}", None, False
-    architecture, slash, tag = source.rpartition("/")
+    architecture, slash, tag = source.partition("/")
+    if slash and architecture in open_clip.list_models() and Path(tag).is_file():
+        return architecture, tag, False  # the architectures whose names end in -quickgelu have that activation
     if slash and architecture in open_clip.list_models():
         known = open_clip.list_pretrained_tags_by_model(architecture)
         if tag not in known:

@@ -9,7 +9,14 @@ from safeclip.config import Lora
 from safeclip.encoder.export import export_encoder, save_open_clip, to_huggingface
 from safeclip.encoder.model import Encoder, encode_tokens, load_encoder
 from safeclip.encoder.objectives.safe_clip import SafeClip
-from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter, trained_state
+from safeclip.encoder.student import (
+    load_trained_state,
+    lower_frozen,
+    make_student,
+    merge_student,
+    save_adapter,
+    trained_state,
+)
 from safeclip.errors import UserError
 from tests.encoder.embeddings import embeddings_of
 
@@ -52,6 +59,22 @@ def train_a_little(student, inputs, steps=3):
 def test_a_fresh_student_gives_the_base_embeddings(encoder, inputs):
     student = make_student(encoder.model, Lora()).eval()
     assert torch.allclose(embed(student.get_base_model(), inputs), embed(encoder.model, inputs), atol=1e-6)
+
+
+@torch.no_grad()
+def test_lower_frozen_weights_are_those_that_autocast_would_use(encoder, inputs):
+    student = make_student(encoder.model, Lora(alpha=16.0)).eval()
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
+    clip = student.get_base_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        before = embed(clip, inputs).float()
+        lower_frozen(student, torch.bfloat16)
+        after = embed(clip, inputs).float()
+    assert {p.dtype for p in student.parameters() if p.requires_grad} == {torch.float32}
+    assert torch.equal(before, after)
+    assert (before - embed(encoder.model, inputs)).abs().max() > 0.01, "adapters that do nothing would show nothing"
 
 
 def test_training_a_student_leaves_the_teacher_bit_for_bit(encoder, inputs):
