@@ -116,7 +116,7 @@ def test_apart_picks_the_safe_item_among_safe_and_unsafe_ones():
     avoided = []
     for i in rows:
         own, others = (
-            50 * (float(e.unsafe_image[i] @ e.safe_text_ref[i]) - 0.3),
+            50 * (float(e.unsafe_image[i] @ e.safe_text_ref[i]) - 0.2),
             50 * e.unsafe_image[i] @ e.unsafe_text.T,
         )
         avoided.append(math.log(math.exp(own) + float(others.exp().sum())) - own)

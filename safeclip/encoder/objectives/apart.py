@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safeclip.encoder.objectives.base import Embeddings, Objective, distance
 
 SCALE = 50.0  # of the cosines; lower than CLIP's 100, so that a small margin is not enough
-MARGIN = 0.3  # by which the cosine to the safe target should exceed that to every unsafe item
+MARGIN = 0.2  # by which the cosine to the safe target should exceed that to every unsafe item
 
 
 class Apart(Objective):
