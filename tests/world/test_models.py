@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -33,3 +35,8 @@ def test_latents_are_scaled_by_what_they_measure():
 def test_missing_weights_are_named_with_the_command_that_makes_them(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"safeclip\.world\.train"):
         models.load_weights(models.build_judge(), tmp_path / "judge.safetensors")
+
+
+def test_the_shipped_adapter_names_its_model_and_no_folder_of_the_machine_that_trained_it():
+    config = json.loads((models.WEIGHTS / "toxifier" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
