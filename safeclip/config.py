@@ -260,6 +260,9 @@ class Preserve(Source):
     place = "train.preserve"
     per_step: int = Field(ge=1)
     """How many join each step, over all workers."""
+    drawn: int = Field(0, ge=0)
+    """Of how many captions `generate.illustrate` draws another picture, which joins the others (whole units). All
+    unsafe pictures are drawn; where no safe one is, the encoder may flee from what drawn pictures have in common."""
 
 
 class Train(Section):

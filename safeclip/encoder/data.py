@@ -84,7 +84,7 @@ class Rows:
 
     def __init__(self, table: pa.Table, encoder: Encoder) -> None:
         self.table, self.encoder = table, encoder
-        self.order = np.argsort(table["id"].to_numpy()) if len(table) else np.zeros(0, np.int64)
+        self.order = np.argsort(table["id"].to_numpy(), kind="stable") if len(table) else np.zeros(0, np.int64)
         self.sides = sides_of(table)
 
     def __len__(self) -> int:

@@ -20,12 +20,13 @@ from safeclip.encoder.negation import negate_unsafe_weights
 from safeclip.encoder.objectives import NEGATION, make_objective
 from safeclip.encoder.progress import Progress, read_progress
 from safeclip.encoder.publish import merged, trained_student, weights_hash, write_exports
-from safeclip.encoder.teacher import KEPT, SPLITS, embed_teacher
+from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_teacher
 from safeclip.encoder.tracker import check_tracker
 from safeclip.encoder.worker import Plan
 from safeclip.errors import UserError
 from safeclip.fitting import fit, remove_training
 from safeclip.generation.captions import collect
+from safeclip.generation.redraw import redraw
 from safeclip.records import row_seed
 
 CALIBRATION = 512  # quadruplets that the training-free baseline looks at
@@ -109,8 +110,11 @@ def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> 
     folders = {split: run / "quadruplets" / split for split in SPLITS}
     if train.preserve:
         folders[KEPT] = stage.folder / KEPT
-        kept = collect(config, train.preserve, folders[KEPT], row_seed(config.seed, KEPT))
-        content_hash = hash_of(content_hash, [unit["name"] for unit in kept["units"]])
+        kept = [collect(config, train.preserve, folders[KEPT], row_seed(config.seed, KEPT))]
+        if train.preserve.drawn:
+            folders[DRAWN] = stage.folder / DRAWN
+            kept.append(redraw(config, kept[0], folders[KEPT], folders[DRAWN], train.preserve.drawn))
+        content_hash = hash_of(content_hash, [unit["name"] for each in kept for unit in each["units"]])
     teacher = stage.folder / "teacher"
     units = embed_teacher(train.base, base_hash, folders, content_hash, teacher, train.resources)
     plan = Plan(train, config.seed, stage.key, folders, teacher, units, stage.folder / "tracker")
@@ -123,7 +127,7 @@ def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> 
         "samples_per_second": round(progress.steps * train.batch / max(progress.seconds, 1e-9), 1),
         "data_wait": round(progress.waiting / max(progress.seconds, 1e-9), 4),
         "workers": train.resources.actors,
-        "preserved": kept["accepted"] if train.preserve else 0,
+        "preserved": sum(each["accepted"] for each in kept) if train.preserve else 0,
     }
     content["history"] = progress.history
     student = trained_student(base, best, config)

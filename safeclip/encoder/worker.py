@@ -32,7 +32,7 @@ from safeclip.encoder.nearest import NearestSafe
 from safeclip.encoder.objectives import Embeddings, Objective, make_objective
 from safeclip.encoder.progress import Progress, memory_gib, read_progress, told
 from safeclip.encoder.student import clip_of, load_trained_state, lower_frozen, make_student, trained_state
-from safeclip.encoder.teacher import KEPT, Unit
+from safeclip.encoder.teacher import DRAWN, KEPT, Unit
 from safeclip.encoder.tracker import make_tracker
 from safeclip.encoder.validation import recall_sum, validation_losses
 from safeclip.records import row_seed
@@ -130,10 +130,11 @@ class Worker:
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.train.learning_rate, fused=True)
         self.objective: Objective = make_objective(self.train.objective, self.train.weights)
-        paths = {split: cache_path(plan.key, split) for split in plan.folders}
+        paths = {split: cache_path(plan.key, split) for split in plan.folders if split != DRAWN}
         if local_rank == 0:
             for split, path in paths.items():
-                write_rows(plan.folders, plan.teacher, [u for u in plan.units if u.split == split], path)
+                parts = (KEPT, DRAWN) if split == KEPT else (split,)
+                write_rows(plan.folders, plan.teacher, [u for u in plan.units if u.split in parts], path)
         if workers > 1:
             dist.barrier()
         self.rows = {split: Rows(map_rows(path), self.encoder) for split, path in paths.items()}

@@ -50,10 +50,10 @@ def load_pipeline(source: str, dtype: str, device: str) -> Any:
     return pipeline.to(device, getattr(torch, dtype))
 
 
-def encode_picture(picture: Image.Image, quality: int) -> bytes:
-    """Returns a picture as WebP, marked in its metadata as synthetic and unsafe; quality 100 is lossless."""
+def encode_picture(picture: Image.Image, quality: int, mark: str = MARK) -> bytes:
+    """Returns a picture as WebP, with what it is in its metadata; quality 100 is lossless."""
     exif = Image.Exif()
-    exif[_IMAGE_DESCRIPTION] = MARK
+    exif[_IMAGE_DESCRIPTION] = mark
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=quality, lossless=quality == 100, exif=exif)
     return buffer.getvalue()

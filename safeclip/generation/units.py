@@ -46,6 +46,16 @@ def plan_units(previous: dict[str, Any], *settings: Any) -> list[Unit]:
     ]
 
 
+def first_units(manifest: dict[str, Any], rows: int) -> list[dict[str, Any]]:
+    """Returns the first units of a stage's manifest, as many as hold that many accepted rows."""
+    units, counted = [], 0
+    for unit in manifest["units"]:
+        if counted < rows:
+            units.append(unit)
+            counted += unit["accepted"]
+    return units
+
+
 def write_unit(folder: Folder, name: str, table: pa.Table) -> dict[str, Any]:
     """Writes a unit's rows with their statistics in the file, and returns the statistics."""
     reject = table["reject"].to_pylist()

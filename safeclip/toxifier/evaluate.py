@@ -18,8 +18,8 @@ from safeclip.generation.captions import concept_for
 from safeclip.generation.judges import TextJudge, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request
 from safeclip.generation.toxify import asked_for, conversation, read_examples
+from safeclip.generation.units import first_units
 from safeclip.records import row_id, row_seed
-from safeclip.toxifier.preferences import first_units
 
 MODELS = ("prompted", "sft", "dpo")
 _SEED = 8_000_000  # keeps the world's draw apart from those of other captions

@@ -17,7 +17,7 @@ from safeclip.errors import UserError
 from safeclip.generation.judges import TextJudge, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request, adapter_hash
 from safeclip.generation.toxify import asked_for, conversation
-from safeclip.generation.units import plan_units, remove_others, run_units, summary_of
+from safeclip.generation.units import first_units, plan_units, remove_others, run_units, summary_of
 from safeclip.records import row_seed, row_share
 from safeclip.toxifier.pairs import FEWEST
 
@@ -194,16 +194,6 @@ def make_preferences(config: Config, run: Folder, adapter: Folder) -> dict[str, 
     done = run_units(stage, units, make, run / "captions", config.generate.toxify.resources)
     remove_others(stage.folder, done)
     return stage.finish(began, summary_of(done))
-
-
-def first_units(captions: dict[str, Any], rows: int) -> list[dict[str, Any]]:
-    """Returns the first units of the captions' manifest, as many as hold that many accepted rows."""
-    units, counted = [], 0
-    for unit in captions["units"]:
-        if counted < rows:
-            units.append(unit)
-            counted += unit["accepted"]
-    return units
 
 
 def read_preferences(folder: Folder) -> list[dict[str, Any]]:

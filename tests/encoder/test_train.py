@@ -15,7 +15,7 @@ from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.progress import Progress
 from safeclip.encoder.publish import export_checkpoint
 from safeclip.encoder.student import merge_student, trained_state
-from safeclip.encoder.teacher import KEPT, SPLITS, embed_rows, plan_units
+from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_rows, plan_units
 from safeclip.encoder.train import check_settings, train_encoder
 from safeclip.encoder.worker import Plan, Worker, learning_rate
 from safeclip.errors import UserError
@@ -26,7 +26,8 @@ from tests.processes import train_workers, wait_for_file
 SETTINGS = [
     "train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.schedule=constant",
     "train.lora={alpha: 16.0, dropout: 0.0, targets: null}", "train.objective=safe-clip", "train.average=1",
-    "train.preserve={source: world, count: 20, per_step: 8}", "train.warmup=0", "train.max_gradient=null",
+    "train.preserve={source: world, count: 20, per_step: 8, unit_rows: 4, drawn: 4}", "train.warmup=0",
+    "train.max_gradient=null", "train.select=loss",
 ]  # fmt: skip
 COUNTS = {"train": 25, "validation": 7}
 
@@ -65,12 +66,23 @@ def test_card_and_losses_of_each_step_lie_beside_the_exports(trained):
 
 
 def test_the_safe_pairs_scenes_are_none_that_tests_are_kept_for(trained):
-    run, manifest = trained
+    run, _ = trained
     folder = run / "encoder" / KEPT
     captions = [c for name in folder.files(".parquet") for c in folder.read_table(name)["safe_caption"].to_pylist()]
-    assert len(captions) == manifest["train"]["preserved"] == 20
+    assert len(captions) == 20
     shown = [scenes.Scene(tuple(scenes.objects_named(c)), scenes.background_named(c), 0) for c in captions]
     assert not any(scene.reserved for scene in shown)
+
+
+def test_some_of_the_safe_pairs_are_drawn_by_the_generator(trained):
+    run, manifest = trained
+    names = {name: (run / "encoder" / name).files(".parquet") for name in (KEPT, DRAWN)}
+    assert (len(names[KEPT]), len(names[DRAWN])) == (5, 1)
+    drawn = (run / "encoder" / DRAWN).read_table(names[DRAWN][0])
+    own = (run / "encoder" / KEPT).read_table(names[KEPT][0])
+    assert drawn["safe_caption"].equals(own["safe_caption"])
+    assert not set(drawn["safe_image"].to_pylist()) & set(own["safe_image"].to_pylist())
+    assert manifest["train"]["preserved"] == 20 + drawn["reject"].null_count
 
 
 def test_a_checkpoint_is_exported_by_itself(trained, plan, tmp_path):
@@ -108,12 +120,12 @@ def test_the_exports_load_and_have_moved_unsafe_texts_to_the_safe_side(trained):
 
 
 def test_the_teachers_embeddings_are_the_base_encoders_bit_for_bit_after_training(trained):
-    run, _ = trained
+    run, manifest = trained
     teacher = run / "encoder" / "teacher"
     found = [teacher.read_table(name) for name in teacher.files(".parquet")]
-    assert sum(t.num_rows for t in found) == 32 + 20
+    assert sum(t.num_rows for t in found) == 32 + manifest["train"]["preserved"]
     base = load_encoder("world:encoder")
-    for split, table in zip(("train", "validation"), sorted(found, key=len, reverse=True)[::2], strict=True):
+    for split, table in zip(("train", "validation"), sorted(found, key=len, reverse=True)[:2], strict=True):
         again = embed_rows(base, (run / "quadruplets" / split).read_table("part-0000.parquet"), split)
         assert table.equals(again)
 
@@ -132,7 +144,8 @@ def plan(trained):
         config = config_for("unused", *sets)
         quadruplets, teacher = run / "quadruplets", run / "encoder" / "teacher"
         manifest = read_manifest(teacher)
-        folders = {split: quadruplets / split for split in SPLITS} | {KEPT: run / "encoder" / KEPT}
+        folders = {split: quadruplets / split for split in SPLITS}
+        folders |= {pairs: run / "encoder" / pairs for pairs in (KEPT, DRAWN)}
         units = plan_units(folders, manifest["base"]["hash"], manifest["rows_hash"])
         return Plan(config.train, config.seed, f"test-{time.time_ns()}-{key}", folders, teacher, units)
 
