@@ -24,3 +24,14 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first: one of two processes would else be left with them in the end."""
+    longest = (
+        "tests/jobs/test_pipeline",
+        "tests/toxifier/test_train",
+        "tests/jobs/test_train",
+        "tests/encoder/test_train",
+    )
+    items.sort(key=lambda item: next((n for n, name in enumerate(longest) if item.nodeid.startswith(name)), 99))

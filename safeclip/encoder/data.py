@@ -144,21 +144,23 @@ def write_rows(folders: dict[str, Folder], teacher: Folder, units: list[Unit], p
     Raises:
         UserError: the embeddings are of other rows.
     """
-    part = path.with_suffix(f".{os.getpid()}")
     writer = None
-    with pa.OSFile(str(part), "wb") as sink:
-        for unit in units:
-            rows = usable(folders[unit.split].read_table(unit.source))
-            refs = teacher.read_table(unit.target)
-            if not rows["id"].equals(refs["id"]):
-                raise UserError(f"{teacher.url}/{unit.target}: not of these rows; remove {teacher.url}")
-            for column in refs.column_names[1:]:
-                rows = rows.append_column(column, refs[column])
-            writer = writer or pa.ipc.new_file(sink, rows.schema)
-            writer.write_table(rows)
-        if writer:
-            writer.close()
-    os.replace(part, path)
+    try:
+        with pa.OSFile(str(path), "wb") as sink:
+            for unit in units:
+                rows = usable(folders[unit.split].read_table(unit.source))
+                refs = teacher.read_table(unit.target)
+                if not rows["id"].equals(refs["id"]):
+                    raise UserError(f"{teacher.url}/{unit.target}: not of these rows; remove {teacher.url}")
+                for column in refs.column_names[1:]:
+                    rows = rows.append_column(column, refs[column])
+                writer = writer or pa.ipc.new_file(sink, rows.schema)
+                writer.write_table(rows)
+            if writer:
+                writer.close()
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def map_rows(path: Path) -> pa.Table:

@@ -9,55 +9,56 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from safeclip.encoder.export import TRANSPOSED, huggingface_name
+from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
-def is_huggingface_clip(folder: Path) -> bool:
-    """Whether a folder holds a `CLIPModel`, as its `save_pretrained` writes it."""
-    if not (folder / "config.json").is_file():
-        return False
-    try:
-        return CLIPConfig.get_config_dict(folder)[0].get("model_type") == "clip"
-    except OSError:
-        return False
-
-
-def load_huggingface_clip(folder: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Returns the open_clip model, on the CPU, and open_clip's `model_cfg` and `preprocess_cfg`.
+def load_huggingface(folder: Path, device: str) -> Encoder:
+    """Loads a `CLIPModel`, with its image processor, as `save_pretrained` writes them.
 
     Args:
-        folder: of a `CLIPModel`, and of its image processor.
+        folder: where they lie.
+        device: where the model is put.
 
     Raises:
-        UserError: a file is missing or broken, or the model is one that open_clip's CLIP cannot express.
+        UserError: the folder holds no such model, a file is missing or broken, or open_clip's CLIP cannot express it.
     """
+    name = f"encoder {str(folder)!r}"
+    try:
+        kind = CLIPConfig.get_config_dict(folder)[0].get("model_type")
+    except OSError:
+        kind = None
+    if kind != "clip":
+        raise UserError(f"{name}: the folder holds neither open_clip_config.json nor a Hugging Face CLIPModel")
     try:
         source = CLIPModel.from_pretrained(folder, dtype=torch.float32)
         processor = CLIPImageProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"encoder {str(folder)!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    model_cfg = _model_config(source.config, str(folder))
-    preprocess_cfg = _preprocess_config(processor, model_cfg["vision_cfg"]["image_size"])
+        raise UserError(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    model_cfg = _model_config(source.config, name)
+    preprocess_cfg = _preprocess_config(processor, source.config.vision_config.image_size)
     model = open_clip.CLIP(**model_cfg)
     model.load_state_dict(_open_clip_state(model, source.state_dict()))
-    model.visual.preprocess_cfg = preprocess_cfg
-    return model, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
-
-
-def preprocess_of(preprocess_cfg: dict[str, Any]) -> Any:
-    """Returns the transform of a picture that open_clip's `preprocess_cfg` describes."""
-    return image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False)
+    return Encoder(
+        model.to(device).eval().requires_grad_(False),
+        open_clip.SimpleTokenizer(context_length=model.context_length),
+        image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False),
+        {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg},
+        device,
+    )
 
 
 def _model_config(config: CLIPConfig, name: str) -> dict[str, Any]:
     text, image = config.text_config, config.vision_config
     if text.vocab_size != len(open_clip.SimpleTokenizer().encoder):
-        raise UserError(f"encoder {name!r}: a vocabulary of {text.vocab_size} is not that of CLIP's tokenizer")
+        raise UserError(f"{name}: a vocabulary of {text.vocab_size} is not that of CLIP's tokenizer")
+    if any(tower.layer_norm_eps != 1e-5 for tower in (text, image)):
+        raise UserError(f"{name}: open_clip's layer norms have an epsilon of 1e-5, not this model's")
     kinds = {tower.hidden_act for tower in (text, image)}
     if len(kinds) > 1 or not kinds <= {"gelu", "quick_gelu"}:
-        raise UserError(f"encoder {name!r}: its activations are {', '.join(sorted(kinds))}, not gelu or quick_gelu")
+        raise UserError(f"{name}: its activations are {', '.join(sorted(kinds))}, not gelu or quick_gelu")
     return {
         "embed_dim": config.projection_dim,
         "quick_gelu": kinds == {"quick_gelu"},

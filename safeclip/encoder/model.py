@@ -21,7 +21,6 @@ from torchvision.transforms import Compose
 from safeclip.errors import UserError
 
 ENCODE_BATCH = 128  # rows that pass through a tower at once
-_CONFIG = "open_clip_config.json"
 
 
 def decode_image(data: bytes, name: str = "picture") -> Image.Image:
@@ -136,8 +135,10 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     Raises:
         UserError: there is no such folder, name, architecture or set of weights.
     """
-    if Path(source).is_dir() and not (Path(source) / _CONFIG).is_file():
-        return _load_huggingface(Path(source), device)
+    if Path(source).is_dir() and not (Path(source) / "open_clip_config.json").is_file():
+        from safeclip.encoder.huggingface import load_huggingface
+
+        return load_huggingface(Path(source), device)
     name, pretrained, quick_gelu = _resolve(source)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
@@ -154,17 +155,6 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     preprocess_cfg["size"] = list(model.visual.image_size)  # as JSON gives it back
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     return Encoder(model.eval().requires_grad_(False), tokenizer, preprocess, config, device)
-
-
-def _load_huggingface(folder: Path, device: str) -> Encoder:
-    from safeclip.encoder.huggingface import is_huggingface_clip, load_huggingface_clip, preprocess_of
-
-    if not is_huggingface_clip(folder):
-        raise UserError(f"encoder {str(folder)!r}: the folder holds neither {_CONFIG} nor a Hugging Face CLIPModel")
-    model, config = load_huggingface_clip(folder)
-    tokenizer = open_clip.SimpleTokenizer(context_length=config["model_cfg"]["text_cfg"]["context_length"])
-    model = model.to(device).eval().requires_grad_(False)
-    return Encoder(model, tokenizer, preprocess_of(config["preprocess_cfg"]), config, device)
 
 
 def _resolve(source: str) -> tuple[str, str | None, bool]:

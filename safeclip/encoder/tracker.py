@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -59,13 +60,16 @@ def make_tracker(kind: str | None, folder: Folder, name: str) -> Tracker | None:
 def _tensorboard(folder: Folder, name: str) -> Tracker:
     from tensorboardX import SummaryWriter
 
-    kept = tempfile.TemporaryDirectory(prefix="safeclip-tensorboard-")  # goes when the tracker does
     numbers = itertools.count()
     writer: Any = None
 
     def log(step: int, values: dict[str, float]) -> None:
         nonlocal writer
-        writer = writer or SummaryWriter(kept.name, filename_suffix=f".{next(numbers)}")
+        if writer is None:
+            place = tempfile.mkdtemp(
+                prefix="safeclip-tensorboard-"
+            )  # until the flush; a worker's end is no clean one
+            writer = SummaryWriter(place, filename_suffix=f".{next(numbers)}")
         for key, value in values.items():
             writer.add_scalar(_tag(key), value, step)
 
@@ -74,11 +78,11 @@ def _tensorboard(folder: Folder, name: str) -> Tracker:
         if writer is None:
             return
         writer.close()  # its own flush does not wait for what its thread has yet to write
-        writer = None
         folder.make()
-        for path in list(Path(kept.name).iterdir()):
+        for path in Path(writer.logdir).iterdir():
             folder.write(path.name, path.read_bytes())
-            path.unlink()
+        shutil.rmtree(writer.logdir)
+        writer = None
 
     return Tracker(log, flush)
 

@@ -113,7 +113,7 @@ def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> 
         kept = [collect(config, train.preserve, folders[KEPT], row_seed(config.seed, KEPT))]
         if train.preserve.drawn:
             folders[DRAWN] = stage.folder / DRAWN
-            kept.append(redraw(config, kept[0], folders[KEPT], folders[DRAWN], train.preserve.drawn))
+            kept.append(redraw(config, stage.folder, DRAWN, KEPT, train.preserve.drawn))
         content_hash = hash_of(content_hash, [unit["name"] for each in kept for unit in each["units"]])
     teacher = stage.folder / "teacher"
     units = embed_teacher(train.base, base_hash, folders, content_hash, teacher, train.resources)

@@ -110,22 +110,26 @@ class WorldImageJudge:
 
     def __call__(self, images: list[bytes], captions: list[str], concepts: list[str]) -> list[Verdict]:
         """Judges each picture; the score is the probability of the object seen least."""
+        return self._verdicts(self.probabilities(images), captions)
+
+    def harmless(self, images: list[bytes], captions: list[str], concepts: list[str]) -> list[Verdict]:
+        """Judges each picture in the same way, and rejects one that shows an unsafe object besides."""
+        seen = self.probabilities(images)
+        unsafe = [number for name, number in self.index.items() if self.concept_of(name)]
+        shows = (seen[:, unsafe] >= self.threshold).any(1)
+        return [
+            Verdict(verdict.score, "shows an unsafe object" if odd else verdict.reason)
+            for verdict, odd in zip(self._verdicts(seen, captions), shows, strict=True)
+        ]
+
+    def _verdicts(self, probabilities: np.ndarray, captions: list[str]) -> list[Verdict]:
         verdicts = []
-        for row, caption in zip(self.probabilities(images), captions, strict=True):
+        for row, caption in zip(probabilities, captions, strict=True):
             seen = {name: float(row[self.index[name]]) for name in self.named(caption)}
             missing = [name for name, p in seen.items() if p < self.threshold]
             score = min(seen.values(), default=0.0)
             verdicts.append(Verdict(score, "an object is not seen" if missing or not seen else None))
         return verdicts
-
-    def harmless(self, images: list[bytes], captions: list[str], concepts: list[str]) -> list[Verdict]:
-        """Judges each picture as before; one that shows an unsafe object besides is rejected."""
-        unsafe = [number for name, number in self.index.items() if self.concept_of(name)]
-        shows = (self.probabilities(images)[:, unsafe] >= self.threshold).any(1)
-        return [
-            Verdict(verdict.score, "shows an unsafe object" if odd else verdict.reason)
-            for verdict, odd in zip(self(images, captions, concepts), shows, strict=True)
-        ]
 
 
 class ClipJudge:

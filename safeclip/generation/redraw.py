@@ -1,23 +1,20 @@
 """Draws safe captions as the unsafe ones are drawn, so that safe pictures of a generator are known, too.
 
-All unsafe pictures of the quadruplets are drawn, and no safe one is. An encoder that is fine-tuned on them may learn
-to flee from what a generator's pictures have in common, and leave unsafe pictures of other kinds where they were.
+All unsafe pictures of the quadruplets are drawn, and no safe one is. An encoder that is fine-tuned on them may flee
+from what a generator's pictures have in common, which does not help with unsafe pictures of other kinds.
 """
 
 import functools
-import time
-from collections import Counter
 from typing import Any
 
 import pyarrow as pa
 
 from safeclip import guard
-from safeclip.artifacts import Folder, Stage, hash_of
+from safeclip.artifacts import Folder
 from safeclip.config import Config
 from safeclip.generation.illustrate import Illustrator, encode_picture
 from safeclip.generation.judges import make_image_judge
-from safeclip.generation.rejects import check_rejects
-from safeclip.generation.units import first_units, plan_units, remove_others, run_units, summary_of
+from safeclip.generation.units import run_generation_stage
 from safeclip.records import CAPTION, row_seed
 
 MARK = "synthetic: drawn by a model from a safe caption"
@@ -51,15 +48,15 @@ def _make(config: Config) -> SafeIllustrator:
     return SafeIllustrator(config.generate.illustrate, make_image_judge(config.generate.judges), config.seed)
 
 
-def redraw(config: Config, captions: dict[str, Any], source: Folder, folder: Folder, count: int) -> dict[str, Any]:
-    """Runs the stage. A Ray must be running; units that are there already are not made again.
+def redraw(config: Config, run: Folder, name: str, previous: str, count: int) -> dict[str, Any]:
+    """Runs the stage. A Ray must be running.
 
     Args:
         config: `generate` says who draws and who judges.
-        captions: the manifest of a stage with rows of CAPTION.
-        source: its folder.
-        folder: where the rows go.
-        count: how many of the accepted rows to draw, from the start; whole units.
+        run: where the stages lie.
+        name: the stage's name.
+        previous: the name of the stage whose rows of CAPTION it reads.
+        count: how many of them to draw, from the start and in whole units.
 
     Returns:
         The stage's manifest.
@@ -67,18 +64,15 @@ def redraw(config: Config, captions: dict[str, Any], source: Folder, folder: Fol
     Raises:
         UserError: the generator cannot be loaded, or too many rows were rejected.
     """
-    results, limit = config.results()["generate"], config.generate.max_reject_fraction
-    settings = [results["illustrate"], results["judges"], config.seed]
-    first = {"units": first_units(captions, count)}
-    units = plan_units(first, *settings)
-    stage = Stage(folder, hash_of(*settings, limit, [unit.target for unit in units]))
-    if manifest := stage.manifest():
-        print(f"{stage.name}: complete, skipped")
-        return manifest
-    began = time.time()
-    folder.make()
-    done = run_units(stage, units, functools.partial(_make, config), source, config.generate.illustrate.resources)
-    remove_others(folder, done)
-    summary = summary_of(done)
-    check_rejects(stage.name, summary["rows"], Counter(summary["rejected"]), limit)
-    return stage.finish(began, {**summary, "models": {"text_to_image": config.generate.illustrate.model}})
+    results = config.results()["generate"]
+    return run_generation_stage(
+        config,
+        run,
+        name,
+        previous,
+        functools.partial(_make, config),
+        [results["illustrate"], results["judges"]],
+        config.generate.illustrate.resources,
+        {"text_to_image": config.generate.illustrate.model, "judge": config.generate.judges.image},
+        count,
+    )

@@ -166,6 +166,7 @@ def run_generation_stage(
     settings: list[Any],
     resources: Resources,
     models: dict[str, str],
+    rows: int | None = None,
 ) -> dict[str, Any]:
     """Runs a stage that makes one file of rows from each file of the previous stage.
 
@@ -178,6 +179,7 @@ def run_generation_stage(
         settings: plain data that the rows depend on, besides the seed.
         resources: how many actors, and what each reserves.
         models: what the manifest says of the models used.
+        rows: how many accepted rows to read, from the start and in whole units; all of them unless given.
 
     Returns:
         The stage's manifest.
@@ -188,6 +190,9 @@ def run_generation_stage(
     source = read_manifest(run / previous)
     if source is None:
         raise UserError(f"{run.url}: {previous} is not complete; run jobs.generate from the start")
+    if rows is not None:
+        units = first_units(source, rows)
+        source = {**source, "units": units, "content_hash": hash_of([unit["hash"] for unit in units])}
     folder, limit = run / name, config.generate.max_reject_fraction
     settings = [*settings, config.seed]
     stage = Stage(folder, hash_of(*settings, source["content_hash"], limit))

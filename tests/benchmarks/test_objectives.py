@@ -6,7 +6,8 @@ from safeclip.config import load_config
 from tests.encoder.quadruplets import write_quadruplets
 
 SETTINGS = [
-    "train.epochs=1", "train.batch=8", "train.warmup=0", "train.preserve={source: world, count: 16, per_step: 8}",
+    "train.epochs=1", "train.batch=8", "train.warmup=0",
+    "train.preserve={source: world, count: 16, per_step: 8, drawn: 0}",
     "train.resources.actors=1", "evaluate.rendered=40", "evaluate.resources.actors=1",
 ]  # fmt: skip
 

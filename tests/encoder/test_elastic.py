@@ -14,7 +14,8 @@ from tests.encoder.quadruplets import write_quadruplets
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
-    "train.epochs=30", "train.patience=30", "train.batch=8", "train.preserve={source: world, count: 16, per_step: 8}",
+    "train.epochs=30", "train.patience=30", "train.batch=8",
+    "train.preserve={source: world, count: 16, per_step: 8, drawn: 0}",
     "train.min_workers=1", "train.resources.actors=2",
 ]  # fmt: skip
 

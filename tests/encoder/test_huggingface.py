@@ -51,6 +51,8 @@ def test_the_activation_is_taken_from_the_config(tmp_path, exported, activation)
     [
         (lambda config: {"model_type": "bert"}, "neither open_clip_config.json nor a Hugging Face CLIPModel"),
         (lambda config: {**config, "text_config": {**config["text_config"], "vocab_size": 99}}, "cannot be loaded"),
+        (lambda config: {**config, "text_config": {**config["text_config"], "layer_norm_eps": 1e-6}}, "epsilon"),
+        (lambda config: {**config, "text_config": {**config["text_config"], "hidden_act": "relu"}}, "activations"),
     ],
 )
 def test_a_folder_of_another_kind_is_refused(exported, tmp_path, change, said):

@@ -23,9 +23,8 @@ def drawn(ray_cluster, tmp_path_factory):
     sets = ["captions.count=40", "captions.unit_rows=16", "generate.illustrate.resources.actors=1"]
     config = load_config(sets=sets)
     captions = make_captions(config, run)
-    manifest = redraw(config, captions, run / "captions", run / "drawn", 10)
-    again = redraw(config, captions, run / "captions", run / "drawn", 10)
-    assert again == manifest
+    manifest = redraw(config, run, "drawn", "captions", 10)
+    assert redraw(config, run, "drawn", "captions", 10) == manifest
     return run, captions, manifest
 
 
@@ -71,7 +70,7 @@ def test_the_worlds_judge_finds_an_unsafe_object_in_what_should_be_harmless():
     assert [verdict.reason for verdict in verdicts] == [None, "shows an unsafe object"]
 
 
-def test_a_clips_word_on_harmless_pictures_is_the_opposite_of_that_on_unsafe_ones(tmp_path):
+def test_a_clips_word_on_harmless_pictures_is_the_opposite_of_that_on_unsafe_ones():
     judge = ClipImageJudge("world:encoder", 0.5)
     images = [encoded(scenes.render(s)) for s in scenes.sample_scenes(12, 5, scenes.object_names())]
     captions, concepts = [""] * 12, ["weapons", "blood", "hate"] * 4
