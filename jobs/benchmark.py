@@ -4,6 +4,8 @@
                                                        with random weights; needs no run
   python -m jobs.benchmark objectives --run demo       each objective trained on a run's quadruplets, and measured on
                                                        the same rendered test sets: what became safe, what it cost
+  python -m jobs.benchmark evaluate                    ranking 100,000 items for 100,000 queries beside the matrix
+                                                       products in it alone; --queries, --items, --width for less
 
 The JSON goes to <storage>/benchmarks/<what>.json, or where --json says.
 """
@@ -22,14 +24,22 @@ from safeclip.errors import UserError
 def main(arguments: list[str] | None = None) -> None:
     """Runs a benchmark."""
     words = parser(__doc__)
-    words.add_argument("benchmark", choices=["train", "objectives"], help="what to compare")
+    words.add_argument("benchmark", choices=["train", "objectives", "evaluate"], help="what to compare")
     words.add_argument("--json", metavar="FILE", type=Path, help="where the figures go")
-    words.add_argument("--repeats", type=int, default=3, help="of train; default 3")
+    words.add_argument("--repeats", type=int, default=3, help="of train and evaluate; default 3")
     words.add_argument("--objectives", nargs="+", metavar="NAME", help="which; all of the library's unless given")
     words.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of objectives; default 0 1 2")
+    for side in ("queries", "items"):
+        words.add_argument(f"--{side}", type=int, default=100_000, help="of evaluate; default 100000")
+    words.add_argument("--width", type=int, default=768, help="of evaluate's vectors; default 768")
     options = words.parse_args(arguments)
     config = config_of(options)
-    measured = _train(options) if options.benchmark == "train" else _objectives(config, options)
+    if options.benchmark == "train":
+        measured = _train(options)
+    elif options.benchmark == "evaluate":
+        measured = _evaluate(options)
+    else:
+        measured = _objectives(config, options)
     folder, name = Folder(config.storage) / "benchmarks", f"{options.benchmark}.json"
     if options.json:
         folder, name = Folder(str(options.json.parent)), options.json.name
@@ -42,6 +52,18 @@ def _train(options: Any) -> dict[str, Any]:
     from safeclip.benchmarks.train import compare_training, table
 
     measured = compare_training(options.repeats)
+    print(table(measured))
+    return measured
+
+
+def _evaluate(options: Any) -> dict[str, Any]:
+    from safeclip.benchmarks.evaluate import compare_ranking
+    from safeclip.benchmarks.side_by_side import table
+
+    for word in ("queries", "items", "width", "repeats"):
+        if getattr(options, word) < 1:
+            raise UserError(f"--{word} {getattr(options, word)}: must be at least 1")
+    measured = compare_ranking(options.queries, options.items, options.width, options.repeats)
     print(table(measured))
     return measured
 
