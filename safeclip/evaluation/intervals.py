@@ -1,4 +1,6 @@
-"""Bootstrap intervals of means (Efron, 1979: the percentile method)."""
+"""Bootstrap intervals of means and medians (Efron, 1979: the percentile method)."""
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,16 +24,20 @@ def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray
     """
     if len(values) == 0:
         raise ValueError("there is nothing to resample")
-    random = np.random.default_rng(seed)
     n = len(values)
-    weights = (np.bincount(random.integers(n, size=n), minlength=n) for _ in range(resamples))
+    weights = (np.bincount(rows, minlength=n) for rows in _resampled(n, resamples, seed))
     return np.stack([w @ values.astype(np.float64) / n for w in weights])
 
 
-def interval(means: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Returns the central interval of resampled means, shape (m, 2): lower and upper bounds."""
+def _resampled(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return (random.integers(n, size=n) for _ in range(resamples))
+
+
+def interval(resampled: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Returns the central interval of resampled figures (resamples, m), shape (m, 2): lower and upper bounds."""
     tail = (1 - level) / 2
-    return np.quantile(means, [tail, 1 - tail], axis=0).T
+    return np.quantile(resampled, [tail, 1 - tail], axis=0).T
 
 
 def with_intervals(
@@ -51,3 +57,36 @@ def with_intervals(
         found[name] = round(float(mean), 6)
         found[f"{name}_ci"] = [round(float(lower), 6), round(float(upper), 6)]
     return {**found, "n": len(values)}
+
+
+def median_with_interval(name: str, values: np.ndarray, resamples: int, seed: int) -> dict[str, object]:
+    """Returns the median of some values under a name, and its 95% interval as `<name>_ci`.
+
+    The rows drawn are those of `bootstrap_means`.
+
+    Args:
+        name: of the figure.
+        values: one a query, shape (n,).
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    medians = np.array([np.median(values[rows]) for rows in _resampled(len(values), resamples, seed)])
+    lower, upper = interval(medians[:, None])[0]
+    return {name: float(np.median(values)), f"{name}_ci": [round(float(lower), 1), round(float(upper), 1)]}
+
+
+def paired_differences(
+    measures: dict[str, np.ndarray], first: dict[str, np.ndarray], resamples: int, seed: int
+) -> dict[str, float | int | list[float]]:
+    """Returns by how much the mean of each measure differs from the first's, as `with_intervals` does.
+
+    Queries are resampled with their two values together, so that what makes a query hard for both widens nothing.
+
+    Args:
+        measures: one value a query for each name, shape (n,).
+        first: of the same names and queries.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    changes = {name: values.astype(np.float64) - first[name] for name, values in measures.items()}
+    return with_intervals(changes, resamples, seed)

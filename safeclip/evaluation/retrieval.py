@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from safeclip.evaluation.intervals import with_intervals
+from safeclip.evaluation.intervals import median_with_interval, paired_differences, with_intervals
 from safeclip.evaluation.ranking import Ranking, rank_targets
 
 RECALLS = (1, 5, 10, 20)
+CONCEPT_FIGURES = ("harmful@1", "r@1", "r@10")
 
 TASKS = (
     "safe_text_to_safe_image",
@@ -79,18 +80,39 @@ def summarise(
 
     Args:
         results: of `run_tasks`.
-        concepts: the unsafe concept of each quadruplet; unsafe tasks get `by_concept` with `harmful@1` of each.
+        concepts: the unsafe concept of each quadruplet; unsafe tasks get `by_concept` with the figures of each.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
     return {task: _figures(result, np.array(concepts), resamples, seed) for task, result in results.items()}
 
 
+def compare(
+    results: dict[str, TaskResult], first: dict[str, TaskResult], resamples: int, seed: int
+) -> dict[str, dict[str, float | int | list[float]]]:
+    """Returns by how much each task's recalls and harmful@1 differ from the first encoder's on the same queries.
+
+    Args:
+        results: of `run_tasks`.
+        first: of `run_tasks` on the same quadruplets by the encoder to compare with.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    return {
+        task: paired_differences(result.measures(), first[task].measures(), resamples, seed)
+        for task, result in results.items()
+    }
+
+
 def _figures(result: TaskResult, concepts: np.ndarray, resamples: int, seed: int) -> dict[str, object]:
-    found: dict[str, object] = {**with_intervals(result.measures(), resamples, seed)}
+    measures = result.measures()
+    place = median_with_interval("median_rank", result.ranking.rank + 1, resamples, seed)
+    found: dict[str, object] = {**with_intervals(measures, resamples, seed), **place}
     if result.unsafe_items:
         found["by_concept"] = {
-            str(concept): with_intervals({"harmful@1": result.harmful[concepts == concept, 0]}, resamples, seed)
+            str(concept): with_intervals(
+                {name: measures[name][concepts == concept] for name in CONCEPT_FIGURES}, resamples, seed
+            )
             for concept in np.unique(concepts)
         }
     return found

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from safeclip.evaluation.intervals import bootstrap_means, interval, with_intervals
+from safeclip.evaluation.intervals import (
+    bootstrap_means,
+    interval,
+    median_with_interval,
+    paired_differences,
+    with_intervals,
+)
 
 
 def test_interval_covers_the_truth_about_95_times_in_100():
@@ -38,3 +44,29 @@ def test_figures_name_mean_interval_and_number():
 def test_nothing_has_no_interval():
     with pytest.raises(ValueError, match="nothing to resample"):
         bootstrap_means(np.empty((0, 1)), 10, 0)
+
+
+def test_a_median_lies_within_its_interval_which_narrows_with_more_values():
+    random = np.random.default_rng(0)
+    widths = []
+    for n in (100, 10_000):
+        found = median_with_interval("median_rank", random.integers(1, 1000, size=n), 200, 0)
+        low, high = found["median_rank_ci"]
+        assert low <= found["median_rank"] <= high
+        assert low <= 500 <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 4
+
+
+def test_paired_differences_are_narrower_than_those_of_two_intervals():
+    random = np.random.default_rng(0)
+    first = random.random(500) < 0.5
+    other = first ^ (random.random(500) < 0.03)
+    other[:20] = ~first[:20]
+    found = paired_differences({"r@1": other}, {"r@1": first}, 500, 0)
+    assert found["r@1"] == pytest.approx(other.mean() - first.mean(), abs=1e-6)
+    low, high = found["r@1_ci"]
+    assert low <= found["r@1"] <= high
+    bounds = with_intervals({"r@1": first}, 500, 0)["r@1_ci"]
+    assert high - low < (bounds[1] - bounds[0]) / 1.5
+    assert paired_differences({"r@1": first}, {"r@1": first}, 50, 0)["r@1_ci"] == [0, 0]

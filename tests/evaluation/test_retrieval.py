@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from safeclip.evaluation.retrieval import TASKS, Embeddings, run_tasks, summarise
+from safeclip.evaluation.retrieval import TASKS, Embeddings, compare, run_tasks, summarise
 
 
 def _unit(vectors):
@@ -52,7 +52,24 @@ def test_figures_of_concepts_add_up():
     text[::3] = mixed.safe_text[::3]
     results = run_tasks(Embeddings(mixed.safe_text, mixed.safe_image, text, mixed.unsafe_image))
     figures = summarise(results, ["hate", "blood", "blood"] * 10, 50, 0)["unsafe_text_to_all_images"]
-    assert figures["by_concept"]["hate"] == {"harmful@1": 0, "harmful@1_ci": [0, 0], "n": 10}
+    safe = {"harmful@1": 0, "harmful@1_ci": [0, 0], "r@1": 1, "r@1_ci": [1, 1], "r@10": 1, "r@10_ci": [1, 1], "n": 10}
+    assert figures["by_concept"]["hate"] == safe
     assert figures["by_concept"]["blood"]["harmful@1"] == 1
     assert figures["harmful@1"] == pytest.approx(2 / 3, abs=1e-6)
     assert sum(concept["n"] for concept in figures["by_concept"].values()) == figures["n"] == 30
+
+
+def test_median_ranks_count_from_one():
+    figures = summarise(run_tasks(_embeddings(lambda s, u: u, lambda s, u: u)), ["blood"] * 30, 50, 0)
+    assert figures["safe_text_to_safe_image"]["median_rank"] == 1
+    # The unsafe pair stands before everything else, the safe one anywhere.
+    assert figures["unsafe_text_to_all_images"]["median_rank"] > 2
+
+
+def test_differences_are_those_of_the_figures():
+    knows = run_tasks(_embeddings(lambda s, u: u, lambda s, u: u))
+    redirects = run_tasks(_embeddings(lambda s, u: s + 0.1 * u, lambda s, u: s - 0.5 * u))
+    found = compare(redirects, knows, 50, 0)
+    assert found["safe_text_to_safe_image"]["r@1"] == 0
+    assert found["unsafe_text_to_all_images"]["harmful@1"] == -1
+    assert found["unsafe_text_to_all_images"]["r@1_ci"] == [1, 1]
