@@ -1,9 +1,11 @@
-"""Measures the base and the safe encoder of a run, and writes the report: report.html, report.md, metrics.json.
+"""Measures encoders on a run's quadruplets, and writes the report: report.html, report.md, metrics.json.
 
-  python -m jobs.evaluate                                  the run of ray_config.yaml
+  python -m jobs.evaluate                                  the run of ray_config.yaml, its encoder before and after
   python -m jobs.evaluate --run mine --set evaluate.rendered=300
+  python -m jobs.evaluate --encoders base=world:encoder safe=runs/demo/encoder other=ViT-B-32/openai
 
-Needs what jobs.generate and jobs.train_encoder made. Settings: ray_config.yaml, evaluate.
+Needs what jobs.generate made, and without --encoders what jobs.train_encoder made. The report goes to the run's
+report/; that of other encoders goes to report-<labels>-<hash>/ beside it. Settings: ray_config.yaml, evaluate.
 """
 
 import json
@@ -12,26 +14,39 @@ import sys
 from jobs.command import config_of, parser, ray_session, run_main
 from safeclip.artifacts import Folder, open_run
 from safeclip.config import Config
+from safeclip.evaluation.encoders import Comparison, choose_comparison, default_comparison
 
 
-def evaluate_run(config: Config, run: Folder) -> None:
-    """Runs the stage and prints its table, the summary and where the report lies."""
+def evaluate_run(config: Config, run: Folder, comparison: Comparison | None = None) -> None:
+    """Runs the stage and prints its table, the summary and where the report lies.
+
+    Args:
+        config: what to measure.
+        run: the run's folder.
+        comparison: the encoders; the run's own, before and after, unless given.
+    """
     from safeclip.evaluation.evaluate import evaluate
     from safeclip.evaluation.report import plain_table, summary_sentences
 
-    evaluate(config, run)
-    metrics = json.loads((run / "report").read("metrics.json"))
+    comparison = comparison or default_comparison(config, run)
+    evaluate(config, run, comparison)
+    metrics = json.loads(comparison.folder.read("metrics.json"))
     print(plain_table(metrics), "", *summary_sentences(metrics["encoders"]), sep="\n")
-    print(f"written to {(run / 'report').url}/report.html")
+    print(f"written to {comparison.folder.url}/report.html")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and evaluates."""
-    options = parser(__doc__).parse_args(arguments)
+    words = parser(__doc__)
+    words.add_argument(
+        "--encoders", nargs="+", metavar="LABEL=SOURCE", help="what to compare, the first with each of the others"
+    )
+    options = words.parse_args(arguments)
     config = config_of(options)
     run = open_run(config, options.replace)
+    comparison = choose_comparison(config, run, options.encoders) if options.encoders else None
     with ray_session(config):
-        evaluate_run(config, run)
+        evaluate_run(config, run, comparison)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from safeclip.config import Config
 from safeclip.encoder.model import Encoder
 from safeclip.encoder.objectives import NEGATION, OBJECTIVES
 from safeclip.encoder.train import train_encoder
-from safeclip.evaluation.embeddings import embed_sets, load_from
+from safeclip.evaluation.embeddings import embed_sets
+from safeclip.evaluation.encoders import Source, load_from
 from safeclip.evaluation.retrieval import TASKS, run_tasks
 from safeclip.evaluation.sets import evaluation_sets
 from safeclip.evaluation.zero_shot import class_embeddings, top_1
@@ -47,7 +48,7 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
     Raises:
         UserError: as `train_encoder` does.
     """
-    encoders: dict[str, str | Folder] = {"base": config.train.base}
+    encoders: dict[str, Source] = {"base": config.train.base}
     trained = {}
     for name in names:
         for seed in seeds:

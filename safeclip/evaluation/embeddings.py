@@ -1,15 +1,13 @@
 """Embeddings of evaluation sets by any number of encoders, computed by Ray Data actors."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from safeclip.artifacts import Folder
 from safeclip.config import Evaluate
-from safeclip.encoder.model import Encoder, load_encoder
 from safeclip.errors import UserError
+from safeclip.evaluation.encoders import Source, load_from
 from safeclip.evaluation.retrieval import Embeddings
 from safeclip.evaluation.sets import EvaluationSet
 
@@ -33,9 +31,7 @@ class EmbeddedSet:
     """For each encoder, by its label."""
 
 
-def embed_sets(
-    sets: list[EvaluationSet], encoders: dict[str, str | Folder], settings: Evaluate
-) -> dict[str, EmbeddedSet]:
+def embed_sets(sets: list[EvaluationSet], encoders: dict[str, Source], settings: Evaluate) -> dict[str, EmbeddedSet]:
     """Embeds all sets with all encoders in one pass over the rows.
 
     Needs a Ray that is connected. Every row is read and decoded by one actor that holds all encoders.
@@ -74,7 +70,7 @@ def embed_sets(
 class Embedder:
     """A Ray Data actor that embeds the four sides of quadruplets, a file at a time."""
 
-    def __init__(self, encoders: dict[str, str | Folder], batch: int) -> None:
+    def __init__(self, encoders: dict[str, Source], batch: int) -> None:
         import ray
 
         device = "cuda" if ray.get_gpu_ids() else "cpu"
@@ -94,26 +90,6 @@ class Embedder:
                 encode = encoder.encode_texts if side.endswith("text") else encoder.encode_images
                 found[f"{label}/{side}"] = np.concatenate([encode(part) for part in parts])
         return found
-
-
-def load_from(source: str | Folder, device: str = "cpu") -> Encoder:
-    """Loads an encoder.
-
-    Args:
-        source: what `load_encoder` takes, or the folder of an encoder on any file system.
-        device: where the model is put.
-
-    Raises:
-        UserError: as `load_encoder` does.
-    """
-    if not isinstance(source, Folder):
-        return load_encoder(source, device)
-    if source.is_local:
-        return load_encoder(source.path(), device)
-    with tempfile.TemporaryDirectory() as local:
-        copy = Path(local) / "encoder"
-        source.fs.get(source.path(), str(copy), recursive=True)
-        return load_encoder(str(copy), device)
 
 
 def _absolute(folder: Folder) -> Folder:

@@ -1,4 +1,4 @@
-"""Measures the base and the safe encoder on a run's evaluation sets, and writes the report: the stage `report`."""
+"""Measures encoders on a run's evaluation sets, and writes the report: the stage `report`."""
 
 import json
 import time
@@ -8,53 +8,74 @@ from safeclip.artifacts import Folder, Stage, hash_of, read_manifest, versions
 from safeclip.config import Config
 from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import embed_sets
+from safeclip.evaluation.encoders import Comparison, default_comparison, identify
 from safeclip.evaluation.examples import make_examples
 from safeclip.evaluation.report import write_report
-from safeclip.evaluation.retrieval import run_tasks, summarise
+from safeclip.evaluation.retrieval import compare, run_tasks, summarise
 from safeclip.evaluation.sets import evaluation_sets
 
 _TIMED = ("captions", "unsafe_captions", "unsafe_images", "quadruplets", "encoder")
 
 
-def evaluate(config: Config, run: Folder) -> dict[str, Any]:
-    """Runs the stage: `report/metrics.json`, `report.md`, `report.html` and `summary.png`.
+def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) -> dict[str, Any]:
+    """Runs the stage: `metrics.json`, `report.md`, `report.html` and `summary.png` in the comparison's folder.
 
     Needs a Ray that is connected.
+
+    Args:
+        config: what to measure.
+        run: the run's folder.
+        comparison: the encoders; the run's own, before and after, unless given.
 
     Returns:
         The stage's manifest.
 
     Raises:
-        UserError: an earlier stage is not complete.
+        UserError: an earlier stage is not complete, or an encoder cannot be loaded.
     """
+    own = default_comparison(config, run)
+    comparison = comparison or own
     manifests = {name: read_manifest(run / name) for name in _TIMED}
-    for name, job in (("quadruplets", "generate"), ("encoder", "train_encoder")):
+    needed = {"quadruplets": "generate"} | ({"encoder": "train_encoder"} if comparison == own else {})
+    for name, job in needed.items():
         if manifests[name] is None:
             raise UserError(f"{run.url}: {name} is not complete; run jobs.{job} first")
-    stage = Stage(run / "report", _key(config, manifests))
+    encoders, identities = comparison.encoders, identify(comparison.encoders)
+    stage = Stage(comparison.folder, _key(config, manifests["quadruplets"], identities))
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
         return manifest
     began = time.time()
     stage.folder.make()
-    sets = evaluation_sets(run, config.evaluate.rendered, config.seed)
-    encoders = {"base": config.train.base, "safe": run / "encoder" / "open_clip"}
+    sets = evaluation_sets(run, config.evaluate.rendered, config.seed, stage.folder / "sets")
     embedded = embed_sets(sets, encoders, config.evaluate)
     results = {s.name: {label: run_tasks(e) for label, e in embedded[s.name].embeddings.items()} for s in sets}
-    resamples = config.evaluate.bootstrap
+    resamples, seed, (first, *others) = config.evaluate.bootstrap, config.seed, encoders
     metrics = {
         **_header(config, manifests),
         "sets": {s.name: {"title": s.title, "description": s.description} for s in sets},
+        "sources": {
+            label: {"source": getattr(source, "url", source), "hash": identities[label]}
+            for label, source in encoders.items()
+        },
         "encoders": {
             label: {
-                s.name: summarise(results[s.name][label], embedded[s.name].concepts, resamples, config.seed)
-                for s in sets
+                s.name: summarise(results[s.name][label], embedded[s.name].concepts, resamples, seed) for s in sets
             }
             for label in encoders
         },
+        "paired_differences": {
+            "from": first,
+            "encoders": {
+                label: {
+                    s.name: compare(results[s.name][label], results[s.name][first], resamples, seed) for s in sets
+                }
+                for label in others
+            },
+        },
     }
     main = sets[0]
-    examples = make_examples(main, embedded[main.name], results[main.name], config.seed)
+    examples = make_examples(main, embedded[main.name], results[main.name], seed)
     metrics["seconds"]["report"] = round(time.time() - began, 2)
     stage.folder.write("metrics.json", json.dumps(metrics, indent=2).encode())
     write_report(stage.folder, metrics, examples, blurred=not shows_symbols_only(config))
@@ -70,10 +91,10 @@ def shows_symbols_only(config: Config) -> bool:
     return config.profile == "embedded" and config.captions.source == "world" and drawn_by == "world:generator"
 
 
-def _key(config: Config, manifests: dict[str, Any]) -> str:
-    inputs = [manifests[name]["content_hash"] for name in ("quadruplets", "encoder")]
+def _key(config: Config, quadruplets: dict[str, Any], identities: dict[str, str]) -> str:
     settings = config.evaluate.model_dump(exclude={"resources"})
-    return hash_of("report", settings, config.train.base, config.seed, shows_symbols_only(config), inputs)
+    shown, encoders = shows_symbols_only(config), list(identities.items())
+    return hash_of("report", settings, config.seed, shown, quadruplets["content_hash"], encoders)
 
 
 def _header(config: Config, manifests: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +104,7 @@ def _header(config: Config, manifests: dict[str, Any]) -> dict[str, Any]:
         "versions": versions(),
         "seconds": {name: m["seconds"] for name, m in manifests.items() if m is not None},
         "data": manifests["quadruplets"]["data"],
-        "train": manifests["encoder"]["train"],
+        "train": manifests["encoder"]["train"] if manifests["encoder"] else {},
     }
 
 

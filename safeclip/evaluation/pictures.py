@@ -12,6 +12,7 @@ from safeclip.evaluation.examples import Example, Item
 SAFE_COLOUR, UNSAFE_COLOUR = "#15803d", "#b91c1c"
 _INK, _FAINT, _RULE = "#1e293b", "#64748b", "#e2e8f0"
 _THUMBNAIL = 192  # pixels, the longer side
+STRIP_ENCODERS = 4  # more would leave nothing to see of a picture
 _BLUR_TO = 10  # pixels, the longer side of what is left of a blurred picture
 
 
@@ -43,14 +44,17 @@ def summary_strip(examples: list[Example], titles: dict[str, str], blurred: bool
 
     Args:
         examples: of texts that search pictures.
-        titles: of the encoders, by label; their order is that of the columns.
+        titles: of the encoders, by label; their order is that of the columns, of which there are four at most.
         blurred: whether unsafe pictures are blurred.
 
     Returns:
         PNG, 1200 pixels wide.
     """
-    width, margin, picture, gap = 1200, 32, 124, 12
+    width, margin, gap = 1200, 32, 12
+    titles = dict(list(titles.items())[:STRIP_ENCODERS])
     shown = min(3, *(len(found) for e in examples for found in e.results.values()))
+    room = (width - 2 * margin - 260) // len(titles) - 28
+    picture = min(124, room // shown - gap)
     group = shown * (picture + gap)
     row_height, header = picture + 46, 70
     canvas = Image.new("RGB", (width, header + row_height * len(examples) + 40), "white")
@@ -58,7 +62,7 @@ def summary_strip(examples: list[Example], titles: dict[str, str], blurred: bool
     starts = {label: width - margin + gap - (len(titles) - i) * (group + 28) + 28 for i, label in enumerate(titles)}
     draw.text((margin, 24), "Unsafe query", font=_font(21, bold=True), fill=_INK)
     for label, x in starts.items():
-        draw.text((x, 24), titles[label], font=_font(21, bold=True), fill=_INK)
+        draw.text((x, 24), titles[label], font=_font(21 if len(titles) < 3 else 15, bold=True), fill=_INK)
     for index, example in enumerate(examples):
         y = header + index * row_height
         draw.line([(margin, y - 8), (width - margin, y - 8)], fill=_RULE, width=2)
@@ -90,7 +94,8 @@ def _draw_result(
     inner = size - 2 * frame + 1
     image = thumbnail(item, blurred)
     canvas.paste(image.resize((inner, inner), Image.Resampling.LANCZOS), (x + frame, y + frame))
-    draw.text((x + 2, y + size + 4), _mark(item), font=_font(14, bold=True), fill=colour)
+    mark = _mark(item) if size > 100 else _mark(item)[0]
+    draw.text((x + 2, y + size + 4), mark, font=_font(14, bold=True), fill=colour)
 
 
 def _mark(item: Item) -> str:

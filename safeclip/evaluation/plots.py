@@ -1,11 +1,13 @@
 """Plots of a report, as SVG that stands within a page."""
 
 import io
+import itertools
 from typing import Any
 
 from safeclip.evaluation.retrieval import TASKS
 
-ENCODER_COLOURS = ("#64748b", "#4338ca", "#b45309", "#0e7490")  # in the order of the encoders
+# In the order of the encoders; more of them begin again.
+ENCODER_COLOURS = ("#64748b", "#4338ca", "#b45309", "#0e7490", "#be185d", "#4d7c0f", "#7c3aed", "#0f172a")
 _DIRECTIONS = (("text queries", "o", TASKS[0], TASKS[2]), ("picture queries", "s", TASKS[1], TASKS[3]))
 
 
@@ -31,7 +33,9 @@ def trade_off(encoders: dict[str, dict[str, Any]], titles: dict[str, str]) -> st
             for other in points[1:]:
                 arrow = {"arrowstyle": "->", "color": "#94a3b8", "shrinkA": 7, "shrinkB": 7, "linewidth": 1.4}
                 axes.annotate("", other[:2], points[0][:2], arrowprops=arrow, zorder=1)
-            for (x, y, x_bounds, y_bounds), label, colour in zip(points, encoders, ENCODER_COLOURS, strict=False):
+            for (x, y, x_bounds, y_bounds), label, colour in zip(
+                points, encoders, itertools.cycle(ENCODER_COLOURS), strict=False
+            ):
                 axes.errorbar(
                     x, y, [[y - y_bounds[0]], [y_bounds[1] - y]], [[x - x_bounds[0]], [x_bounds[1] - x]],
                     marker=marker, markersize=8, color=colour, elinewidth=1.2, label=f"{titles[label]}, {name}",

@@ -28,7 +28,7 @@ class EvaluationSet:
         return self.folder.files(".parquet")
 
 
-def evaluation_sets(run: Folder, rendered: int, seed: int) -> list[EvaluationSet]:
+def evaluation_sets(run: Folder, rendered: int, seed: int, place: Folder | None = None) -> list[EvaluationSet]:
     """Returns the sets of a run, the main one first; renders those of the embedded world.
 
     Args:
@@ -36,6 +36,7 @@ def evaluation_sets(run: Folder, rendered: int, seed: int) -> list[EvaluationSet
         rendered: quadruplets to render for the main set; 0 leaves out the world's sets, and the run's own test split
             is the main one.
         seed: of the scenes.
+        place: where the rendered sets go; `report/sets/` unless given.
 
     Raises:
         UserError: the run has no test split, or there are not so many scenes.
@@ -49,10 +50,14 @@ def evaluation_sets(run: Folder, rendered: int, seed: int) -> list[EvaluationSet
         "quadruplets that the run generated and kept out of training",
         test,
     )
-    return [*_rendered_sets(run, rendered, seed), generated] if rendered else [generated]
+    return (
+        [*_rendered_sets(run, rendered, seed, place or run / "report" / "sets"), generated]
+        if rendered
+        else [generated]
+    )
 
 
-def _rendered_sets(run: Folder, rendered: int, seed: int) -> list[EvaluationSet]:
+def _rendered_sets(run: Folder, rendered: int, seed: int, place: Folder) -> list[EvaluationSet]:
     from safeclip.world.quadruplets import (
         held_out_quadruplets,
         rendered_quadruplets,
@@ -63,19 +68,18 @@ def _rendered_sets(run: Folder, rendered: int, seed: int) -> list[EvaluationSet]
     exclude = scene_keys(training_captions(run))
     main = rendered_quadruplets(rendered, seed, trained_unsafe_objects(), exclude)
     held_out = held_out_quadruplets(min(HELD_OUT_LIMIT, rendered), seed, exclude)
-    root = run / "report" / "sets"
     return [
         EvaluationSet(
             "retrieval",
             "Unseen scenes",
             "quadruplets rendered from scenes that occur in no training",
-            _write(root / "rendered", main),
+            _write(place / "rendered", main),
         ),
         EvaluationSet(
             "retrieval_held_out",
             "Unsafe objects never trained on",
             "rendered quadruplets of unsafe objects that no toxified caption and no fine-tuning row names",
-            _write(root / "held_out", held_out),
+            _write(place / "held_out", held_out),
         ),
     ]
 

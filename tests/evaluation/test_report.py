@@ -9,7 +9,8 @@ from PIL import Image
 from safeclip.artifacts import Folder
 from safeclip.evaluation.examples import Example, Item, choose_queries
 from safeclip.evaluation.pictures import thumbnail
-from safeclip.evaluation.report import Measure, duration, percent, plain_table, span, summary_sentences, write_report
+from safeclip.evaluation.report import Change, duration, percent, plain_table, span, summary_sentences, write_report
+from safeclip.evaluation.retrieval import Embeddings, compare, run_tasks, summarise
 from safeclip.world.scenes import Scene, render
 
 
@@ -139,16 +140,17 @@ def test_queries_are_drawn_one_a_concept_first():
 
 
 @pytest.mark.parametrize(
-    ("values", "bounds", "less", "verdict"),
+    ("value", "bounds", "less", "verdict"),
     [
-        ([0.9, 0.5], [[0.85, 0.95], [0.45, 0.55]], True, "better"),
-        ([0.9, 0.5], [[0.85, 0.95], [0.45, 0.55]], False, "worse"),
-        ([0.5, 0.6], [[0.45, 0.56], [0.55, 0.65]], False, "unclear"),
-        ([1.0, 1.0], [[1.0, 1.0], [1.0, 1.0]], False, "same"),
+        (-0.4, [-0.45, -0.35], True, "better"),
+        (-0.4, [-0.45, -0.35], False, "worse"),
+        (0.1, [-0.01, 0.2], False, "unclear"),
+        (0.0, [-0.01, 0.01], False, "unclear"),
+        (0.0, [0.0, 0.0], False, "same"),
     ],
 )
-def test_a_change_is_called_better_or_worse_only_outside_the_noise(values, bounds, less, verdict):
-    assert Measure("x", values, bounds, less).verdict == verdict
+def test_a_change_is_called_better_or_worse_only_outside_the_noise(value, bounds, less, verdict):
+    assert Change(value, bounds, less).verdict == verdict
 
 
 def test_numbers_read_well():
@@ -162,3 +164,50 @@ def test_the_terminal_gets_an_aligned_table(report):
     lines = plain_table(metrics).splitlines()
     assert len(lines) == 1 + 2 * 2 + 2 * 3
     assert len({len(line) for line in lines}) == 1
+
+
+def _compared(labels):
+    """Metrics of encoders whose unsafe embeddings lie ever nearer to the safe ones."""
+    random = np.random.default_rng(0)
+    safe, unsafe = random.normal(size=(2, 40, 32))
+
+    def unit(vectors):
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+    results = {
+        label: run_tasks(Embeddings(*(unit(v) for v in (safe, safe, k * safe + unsafe, k * safe - unsafe))))
+        for k, label in enumerate(labels)
+    }
+    first = results[labels[0]]
+    return {
+        "run": "small", "profile": "embedded", "versions": {}, "seconds": {"quadruplets": 1.0}, "train": {},
+        "data": {"captions": 9, "accepted": 9, "rejected": {}, "quadruplets": {"test": 9}},
+        "sets": {"retrieval": {"title": "Test", "description": "quadruplets"}},
+        "sources": {label: {"source": f"runs/{label}", "hash": "0" * 16} for label in labels},
+        "encoders": {k: {"retrieval": summarise(r, ["hate"] * 40, 20, 0)} for k, r in results.items()},
+        "paired_differences": {
+            "from": labels[0],
+            "encoders": {k: {"retrieval": compare(results[k], first, 20, 0)} for k in labels[1:]},
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", [["only"], ["one", "two", "three"], [f"encoder-{k}" for k in range(9)]])
+def test_any_number_of_encoders_stand_side_by_side(labels, tmp_path):
+    metrics = _compared(labels)
+    folder = Folder(str(tmp_path))
+    dog, skull = (Item(_pattern(name), name == "skull", name) for name in ("dog", "skull"))
+    found = {label: [skull, dog, dog] for label in labels}
+    write_report(folder, metrics, [Example("hate", Item("a skull", True, "a skull"), found)], False)
+    page, text = (folder.read(f"report.{kind}").decode() for kind in ("html", "md"))
+    for label in labels:
+        assert page.count(f'<th scope="col" class="number">{label}</th>') == 4
+        assert f"| {label} | `runs/{label}` |" in text
+    assert page.count('class="change ') == (len(labels) - 1) * (2 * 4 + 2 * 5)
+    assert "Before" not in page
+    assert _Page(page).alternatives.count("skull") == len(labels)
+    assert Image.open(io.BytesIO(folder.read("summary.png"))).width == 1200
+    table = plain_table(metrics)
+    assert max(len(line) for line in table.splitlines()) <= 44 + 4 * 22
+    assert all(table.count(f" {label}") == 1 for label in labels)
+    assert len(summary_sentences(metrics["encoders"])) == max(1, 2 * len(labels) - 2)

@@ -1,0 +1,115 @@
+"""The encoders that a report compares: by which label, from where, and where their report goes."""
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safeclip.artifacts import Folder, hash_of
+from safeclip.config import Config
+from safeclip.errors import UserError
+
+if TYPE_CHECKING:  # labels are checked without the time that torch takes to import
+    from safeclip.encoder.model import Encoder
+
+Source = str | Folder
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Encoders to measure side by side, the first of which the others are compared with."""
+
+    encoders: dict[str, Source]
+    """By label, what `load_from` takes."""
+    folder: Folder
+    """Where the report goes."""
+
+
+def default_comparison(config: Config, run: Folder) -> Comparison:
+    """Returns the run's own: `base` and `safe`, whose report is `report/`."""
+    encoders = {"base": resolve(config.train.base), "safe": _absolute(run / "encoder" / "open_clip")}
+    return Comparison(encoders, run / "report")
+
+
+def choose_comparison(config: Config, run: Folder, words: list[str]) -> Comparison:
+    """Returns the comparison that a command line asks for.
+
+    Any but the run's own goes to a folder of its own, `report-<labels>-<hash of labels and sources>`.
+
+    Args:
+        config: of the run.
+        run: its folder.
+        words: each `label=source`; a source is what `load_encoder` takes, a run's `encoder/`, or a URL of either.
+
+    Raises:
+        UserError: a word is not of that form, or a label occurs twice.
+    """
+    encoders: dict[str, Source] = {}
+    for word in words:
+        label, equals, source = word.partition("=")
+        if not equals or not source or not _LABEL.fullmatch(label):
+            raise UserError(
+                f"--encoders {word}: write it as label=source, such as safe=runs/demo/encoder; a label is of up to "
+                "20 letters, digits, dots, dashes and underscores"
+            )
+        if label in encoders:
+            raise UserError(f"--encoders {word}: the label {label} is taken; give each encoder its own")
+        encoders[label] = resolve(source)
+    default = default_comparison(config, run)
+    if list(encoders.items()) == list(default.encoders.items()):
+        return default
+    given = [[label, getattr(source, "url", source)] for label, source in encoders.items()]
+    return Comparison(encoders, run / f"report-{'-'.join(encoders)[:60]}-{hash_of(given)[:8]}")
+
+
+def resolve(source: str) -> Source:
+    """Returns a source that means the same in every process: folders by their whole path, a run's export itself."""
+    if not Path(source).is_dir() and "://" not in source:
+        return source
+    folder = Folder(source)
+    return _absolute(folder / "open_clip" if folder.exists("open_clip") else folder)
+
+
+def load_from(source: Source, device: str = "cpu") -> "Encoder":
+    """Loads an encoder.
+
+    Args:
+        source: what `load_encoder` takes, or the folder of an encoder on any file system.
+        device: where the model is put.
+
+    Raises:
+        UserError: as `load_encoder` does, or there is no such folder.
+    """
+    from safeclip.encoder.model import load_encoder
+
+    if not isinstance(source, Folder):
+        return load_encoder(source, device)
+    if source.is_local:
+        return load_encoder(source.path(), device)
+    if not source.exists():
+        raise UserError(f"encoder {source.url!r} cannot be loaded: there is no such folder")
+    with tempfile.TemporaryDirectory() as local:
+        copy = Path(local) / "encoder"
+        source.fs.get(source.path(), str(copy), recursive=True)
+        return load_encoder(str(copy), device)
+
+
+def identify(encoders: dict[str, Source]) -> dict[str, str]:
+    """Returns, for each encoder, 16 hexadecimal digits that depend on its weights and its preprocessing alone.
+
+    Raises:
+        UserError: an encoder cannot be loaded.
+    """
+    from safeclip.encoder.publish import weights_hash
+
+    found = {}
+    for label, source in encoders.items():
+        encoder = load_from(source)
+        found[label] = hash_of(weights_hash(encoder.model), encoder.config)
+    return found
+
+
+def _absolute(folder: Folder) -> Folder:
+    return Folder(folder.path()) if folder.is_local else folder
