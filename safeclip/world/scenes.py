@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,10 +232,19 @@ def _drawing(name: str) -> Image.Image:
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
-def render(scene: Scene) -> np.ndarray:
+def render(
+    scene: Scene,
+    background: np.ndarray | None = None,
+    change: Callable[[Image.Image], Image.Image] | None = None,
+) -> np.ndarray:
     """Draws a scene.
 
     Sizes, places and the background's shade vary a little with the scene's seed.
+
+    Args:
+        scene: what to draw.
+        background: uint8 (64, 64, 3), in the place of the scene's own.
+        change: what becomes of each object's drawing, RGBA, before it is scaled.
 
     Returns:
         uint8 array of shape (64, 64, 3), RGB.
@@ -242,10 +252,13 @@ def render(scene: Scene) -> np.ndarray:
     random = scene.random("picture")
     shade = np.clip(np.array(BACKGROUNDS[scene.background]) + random.integers(-6, 7, 3), 0, 255)
     canvas = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(int(v) for v in shade))
+    if background is not None:
+        canvas = Image.fromarray(background)
     centres = (IMAGE_SIZE / 2,) if len(scene.objects) == 1 else (IMAGE_SIZE / 4, 3 * IMAGE_SIZE / 4)
     for name, centre in zip(scene.objects, centres, strict=True):
         size = round(_OBJECT_SIZE * random.uniform(0.85, 1.05) * (1.3 if len(scene.objects) == 1 else 1.0))
-        drawing = _drawing(name).resize((size, size), Image.Resampling.LANCZOS)
+        drawing = change(_drawing(name)) if change else _drawing(name)
+        drawing = drawing.resize((size, size), Image.Resampling.LANCZOS)
         x = round(centre - size / 2 + random.uniform(-2, 2))
         y = round(IMAGE_SIZE / 2 - size / 2 + random.uniform(-8, 8))
         canvas.paste(drawing, (x, y), drawing)

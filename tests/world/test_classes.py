@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 
 from safeclip.encoder.model import load_encoder
 from safeclip.evaluation.zero_shot import class_embeddings, top_1
-from safeclip.world.classes import descriptions, pictures_of_one
+from safeclip.world.classes import VARIANTS, descriptions, pictures_of_one
 from safeclip.world.scenes import BACKGROUNDS
 
 
@@ -27,3 +28,20 @@ def test_the_base_encoder_tells_the_objects_apart():
     classes = class_embeddings(encoder, names, descriptions())
     images = encoder.encode_pixels(pictures.transpose(0, 3, 1, 2))
     assert top_1(images, classes, labels).mean() > 0.9
+
+
+def test_variants_show_the_same_objects_in_another_way():
+    drawn = {variant: pictures_of_one(98, 1, variant) for variant in VARIANTS}
+    upright, labels, names = drawn["upright"]
+    assert np.array_equal(upright, pictures_of_one(98, 1)[0])
+    for variant in VARIANTS[1:]:
+        pictures, same, _ = drawn[variant]
+        assert np.array_equal(same, labels)
+        assert np.mean([not np.array_equal(a, b) for a, b in zip(upright, pictures, strict=True)]) > 0.9
+    corners = {variant: pictures[:, 0, 0] for variant, (pictures, *_) in drawn.items()}
+    assert np.array_equal(corners["upright"], corners["recoloured"])  # only the object is
+    apple = names.index("apple")
+    assert not np.array_equal(upright[apple], drawn["recoloured"][0][apple])
+    assert np.ptp(drawn["new_backgrounds"][0][:, :, 0].astype(int), axis=1).max(1).mean() > 30
+    with pytest.raises(ValueError, match="'tilted' is none of upright"):
+        pictures_of_one(1, 1, "tilted")
