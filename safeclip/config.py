@@ -325,6 +325,9 @@ class Evaluate(Section):
 
     rendered: int = Field(1000, ge=0)
     """Quadruplets of the world, rendered from scenes that occur in no training; 0 leaves them out."""
+    zero_shot: dict[str, str] = {}
+    """Data sets to classify, by name: folders of one folder of pictures a class, or Parquet files with `image` and
+    `label`. The world's single objects are among them wherever `rendered` is not 0."""
     batch: int = Field(128, ge=1)
     """Rows encoded at once."""
     bootstrap: int = Field(1000, ge=10)

@@ -59,7 +59,7 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
             trained[label] = {"steps": manifest["train"]["steps"], "seconds": manifest["seconds"]}
     sets = evaluation_sets(run, config.evaluate.rendered, config.seed)
     found: dict[str, dict[str, float]] = {label: {} for label in encoders}
-    for name, embedded in embed_sets(sets, encoders, config.evaluate).items():
+    for name, embedded in embed_sets(sets, encoders, config.evaluate, run / "embeddings").items():
         for label, embeddings in embedded.embeddings.items():
             results = run_tasks(embeddings)
             for figure, (wanted, task, measure) in FIGURES.items():

@@ -2,17 +2,23 @@
 
 import json
 import time
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from safeclip.artifacts import Folder, Stage, hash_of, read_manifest, versions
 from safeclip.config import Config
 from safeclip.errors import UserError
-from safeclip.evaluation.embeddings import embed_sets
-from safeclip.evaluation.encoders import Comparison, default_comparison, identify
+from safeclip.evaluation.embeddings import EmbeddedSet, embed_units, join_set, units_of
+from safeclip.evaluation.encoders import Comparison, Source, default_comparison, identify
 from safeclip.evaluation.examples import make_examples
+from safeclip.evaluation.intervals import paired_differences, with_intervals
 from safeclip.evaluation.report import write_report
 from safeclip.evaluation.retrieval import compare, run_tasks, summarise
-from safeclip.evaluation.sets import evaluation_sets
+from safeclip.evaluation.sets import EvaluationSet, evaluation_sets
+from safeclip.evaluation.zero_shot import classify, mean_of_descriptions
+from safeclip.evaluation.zero_shot_sets import ZeroShotSet, open_set, world_sets
 
 _TIMED = ("captions", "unsafe_captions", "unsafe_images", "quadruplets", "encoder")
 
@@ -41,15 +47,23 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
         if manifests[name] is None:
             raise UserError(f"{run.url}: {name} is not complete; run jobs.{job} first")
     encoders, identities = comparison.encoders, identify(comparison.encoders)
-    stage = Stage(comparison.folder, _key(config, manifests["quadruplets"], identities))
+    classified, missing = _open_zero_shot(config)
+    stage = Stage(comparison.folder, _key(config, manifests["quadruplets"], identities, classified, missing))
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
         return manifest
     began = time.time()
     stage.folder.make()
     sets = evaluation_sets(run, config.evaluate.rendered, config.seed, stage.folder / "sets")
-    embedded = embed_sets(sets, encoders, config.evaluate)
+    if config.evaluate.rendered:
+        place = stage.folder / "sets" / "zero_shot"
+        classified = [*world_sets(config.evaluate.rendered, config.seed, place), *classified]
+    embedded, looked_at = _embed(sets, classified, encoders, identities, config, run)
     results = {s.name: {label: run_tasks(e) for label, e in embedded[s.name].embeddings.items()} for s in sets}
+    notes = [note for s in classified for note in s.notes] + [note for each in looked_at for note in each.notes]
+    looked_at = [each for each in looked_at if each.right]
+    for line in [*missing.values(), *notes]:
+        print(line)
     resamples, seed, (first, *others) = config.evaluate.bootstrap, config.seed, encoders
     metrics = {
         **_header(config, manifests),
@@ -58,9 +72,15 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
             label: {"source": getattr(source, "url", source), "hash": identities[label]}
             for label, source in encoders.items()
         },
+        "missing": missing,
+        "notes": notes,
         "encoders": {
             label: {
-                s.name: summarise(results[s.name][label], embedded[s.name].concepts, resamples, seed) for s in sets
+                **{
+                    s.name: summarise(results[s.name][label], embedded[s.name].concepts, resamples, seed)
+                    for s in sets
+                },
+                "zero_shot": {each.name: with_intervals(each.right[label], resamples, seed) for each in looked_at},
             }
             for label in encoders
         },
@@ -68,7 +88,13 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
             "from": first,
             "encoders": {
                 label: {
-                    s.name: compare(results[s.name][label], results[s.name][first], resamples, seed) for s in sets
+                    **{
+                        s.name: compare(results[s.name][label], results[s.name][first], resamples, seed) for s in sets
+                    },
+                    "zero_shot": {
+                        each.name: paired_differences(each.right[label], each.right[first], resamples, seed)
+                        for each in looked_at
+                    },
                 }
                 for label in others
             },
@@ -91,10 +117,76 @@ def shows_symbols_only(config: Config) -> bool:
     return config.profile == "embedded" and config.captions.source == "world" and drawn_by == "world:generator"
 
 
-def _key(config: Config, quadruplets: dict[str, Any], identities: dict[str, str]) -> str:
+@dataclass(frozen=True)
+class _Classified:
+    """A data set's pictures, as far as they decode: whether each encoder is right about them."""
+
+    name: str
+    right: dict[str, dict[str, np.ndarray]]
+    notes: list[str]
+
+
+def _open_zero_shot(config: Config) -> tuple[list[ZeroShotSet], dict[str, str]]:
+    """Returns the user's data sets, and for those that cannot be had, why."""
+    opened, missing = [], {}
+    for name, path in config.evaluate.zero_shot.items():
+        try:
+            opened.append(open_set(name, path))
+        except UserError as error:
+            missing[f"zero_shot.{name}"] = str(error)
+    return opened, missing
+
+
+def _embed(
+    sets: list[EvaluationSet],
+    classified: list[ZeroShotSet],
+    encoders: dict[str, Source],
+    identities: dict[str, str],
+    config: Config,
+    run: Folder,
+) -> tuple[dict[str, EmbeddedSet], list[_Classified]]:
+    """Embeds everything in one pass, so that actors start once."""
+    rows = [units_of(s) for s in sets]
+    pictures, texts = [s.pictures for s in classified], [s.texts() for s in classified]
+    units = [unit for each in (*rows, *pictures, *texts) for unit in each]
+    found = iter(embed_units(units, encoders, config.evaluate, run / "embeddings", identities))
+    parts = [[next(found) for _ in each] for each in (*rows, *pictures, *texts)]
+    n, m = len(sets), len(classified)
+    embedded = {s.name: join_set(s, part) for s, part in zip(sets, parts[:n], strict=True)}
+    classed = [
+        _classify(s, {label: s.join(images, words, label) for label in encoders})
+        for s, images, words in zip(classified, parts[n : n + m], parts[n + m :], strict=True)
+    ]
+    return embedded, classed
+
+
+def _classify(source: ZeroShotSet, embedded: dict[str, tuple[np.ndarray, np.ndarray]]) -> _Classified:
+    whole = np.all([np.isfinite(images).all(1) for images, _ in embedded.values()], axis=0)
+    broken = [place for place, good in zip(source.places, whole, strict=True) if not good]
+    notes = []
+    if broken:
+        some = ", ".join(broken[:3]) + (", …" if len(broken) > 3 else "")
+        notes.append(f"zero-shot {source.name}: {len(broken)} pictures do not decode and are left out ({some})")
+    if not whole.any():
+        return _Classified(source.name, {}, notes)
+    right = {
+        label: classify(images[whole], mean_of_descriptions(texts, len(source.classes)), source.labels[whole])
+        for label, (images, texts) in embedded.items()
+    }
+    return _Classified(source.name, right, notes)
+
+
+def _key(
+    config: Config,
+    quadruplets: dict[str, Any],
+    identities: dict[str, str],
+    classified: list[ZeroShotSet],
+    missing: dict[str, str],
+) -> str:
     settings = config.evaluate.model_dump(exclude={"resources"})
+    inputs = [quadruplets["content_hash"], *([s.name, s.classes, s.places] for s in classified), missing]
     shown, encoders = shows_symbols_only(config), list(identities.items())
-    return hash_of("report", settings, config.seed, shown, quadruplets["content_hash"], encoders)
+    return hash_of("report", settings, config.seed, shown, inputs, encoders)
 
 
 def _header(config: Config, manifests: dict[str, Any]) -> dict[str, Any]:

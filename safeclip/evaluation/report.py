@@ -252,6 +252,7 @@ def _view(metrics: dict[str, Any], examples: list[Example], blurred: bool) -> di
         "tasks": {t: {"title": TASK_TITLES[t], "measures": measures_of(metrics, main, t)} for t in TASKS},
         "set_sizes": {name: next(iter(encoders.values()))[name][TASKS[0]]["n"] for name in metrics["sets"]},
         "others": {name: _overview(metrics, name) for name in metrics["sets"] if name != main},
+        "zero_shot": _zero_shot(metrics),
         "concepts": _by_concept(encoders, main),
         "trade_off": Markup(trade_off({k: e[main] for k, e in encoders.items()}, titles)),
         "examples": examples,
@@ -259,6 +260,18 @@ def _view(metrics: dict[str, Any], examples: list[Example], blurred: bool) -> di
         "blurred": blurred,
         "not_comparable": NOT_COMPARABLE,
     }
+
+
+def _zero_shot(metrics: dict[str, Any]) -> list[Measure]:
+    """Returns top-1 and top-5 of each data set, titled by its name."""
+    encoders, differences = metrics["encoders"], metrics["paired_differences"]["encoders"]
+    return [
+        replace(m, title=f"{_sentence(name)}, {m.title.lower().replace('top', 'top ')}")
+        for name in next(iter(encoders.values()))["zero_shot"]
+        for m in _side_by_side(
+            [e["zero_shot"][name] for e in encoders.values()], [d["zero_shot"][name] for d in differences.values()]
+        )
+    ]
 
 
 def _overview(metrics: dict[str, Any], name: str) -> list[Measure]:

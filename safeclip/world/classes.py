@@ -14,7 +14,6 @@ from safeclip.world.scenes import (
     render,
 )
 
-
 VARIANTS = ("upright", "rotated", "recoloured", "new_backgrounds")
 
 

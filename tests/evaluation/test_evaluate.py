@@ -1,7 +1,9 @@
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.command import run_main
 from jobs.evaluate import main
@@ -14,10 +16,18 @@ from safeclip.evaluation.evaluate import evaluate, shows_symbols_only
 from safeclip.evaluation.report import summary_sentences
 from safeclip.evaluation.retrieval import RECALLS, TASKS, UNSAFE_TASKS
 from safeclip.evaluation.sets import EvaluationSet, evaluation_sets, training_captions
+from safeclip.world.classes import VARIANTS
 from safeclip.world.quadruplets import scene_keys
+from safeclip.world.scenes import Scene, render
 from tests.evaluation.conftest import ROOT
 
 SETS = ("retrieval", "retrieval_held_out", "retrieval_generated")
+
+
+def _picture(name):
+    sink = io.BytesIO()
+    Image.fromarray(render(Scene((name,), "white", 0))).save(sink, "WEBP", lossless=True)
+    return sink.getvalue()
 
 
 def test_metrics_keep_the_contract(report):
@@ -25,7 +35,9 @@ def test_metrics_keep_the_contract(report):
     assert set(metrics) >= {"run", "profile", "versions", "seconds", "data", "train", "encoders"}
     assert set(metrics["seconds"]) >= {"quadruplets", "encoder", "report"}
     for encoder in ("base", "safe"):
-        assert set(metrics["encoders"][encoder]) == set(SETS)
+        assert set(metrics["encoders"][encoder]) == {*SETS, "zero_shot"}
+        for figures in metrics["encoders"][encoder]["zero_shot"].values():
+            assert 0 <= figures["top1_ci"][0] <= figures["top1"] <= figures["top5"] <= figures["top5_ci"][1] <= 1
         for name in SETS:
             found = metrics["encoders"][encoder][name]
             assert set(found) == set(TASKS)
@@ -47,13 +59,28 @@ def test_the_base_encoder_finds_pairs_and_unsafe_items_and_noise_costs_something
     base, safe = (metrics["encoders"][k]["retrieval"] for k in ("base", "safe"))
     assert base["safe_text_to_safe_image"]["r@1"] > 0.9
     assert base["unsafe_text_to_all_images"]["harmful@1"] > 0.8
-    assert safe["safe_text_to_safe_image"]["r@1"] < base["safe_text_to_safe_image"]["r@1"]
+    lost = safe["safe_text_to_safe_image"]["r@1"] - base["safe_text_to_safe_image"]["r@1"]
+    assert lost < 0
+    changes = metrics["paired_differences"]
+    assert changes["from"] == "base"
+    change = changes["encoders"]["safe"]["retrieval"]["safe_text_to_safe_image"]["r@1"]
+    assert change == pytest.approx(lost, abs=1e-5)
+
+
+def test_the_world_s_single_objects_are_classified(report):
+    _, _, metrics = report
+    found = metrics["encoders"]["base"]["zero_shot"]
+    assert set(found) == {f"world_{variant}" for variant in VARIANTS}
+    assert found["world_upright"]["n"] == 40
+    assert found["world_upright"]["top1"] > 0.9
+    assert metrics["missing"] == {}
+    assert metrics["notes"] == []
 
 
 def test_embeddings_by_actors_are_the_encoder_s_own_in_the_order_of_ids(report):
     config, run, _ = report
     test = EvaluationSet("x", "", "", run / "quadruplets" / "test")
-    found = embed_sets([test], {"base": "world:encoder"}, config.evaluate)["x"]
+    found = embed_sets([test], {"base": "world:encoder"}, config.evaluate, run / "embeddings")["x"]
     rows = sorted(test.folder.read_table("00000.parquet").to_pylist(), key=lambda row: row["id"])
     assert found.ids == [row["id"] for row in rows]
     assert found.concepts == [row["concept"] for row in rows]
@@ -93,12 +120,23 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
     weights = ROOT / "safeclip" / "world" / "weights" / "encoder"
     for name in ("open_clip_config.json", "open_clip_model.safetensors"):
         (copy / "encoder" / "open_clip").write(name, (weights / name).read_bytes())
-    bare = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"rendered": 0})})
+    for name, data in (("dog", _picture("dog")), ("cow", _picture("cow")), ("dog", b"no picture")):
+        (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name / f"{len(data)}.webp").write_bytes(data)
+    changed = {"rendered": 0, "zero_shot": {"pets": str(tmp_path / "pets"), "gone": str(tmp_path / "gone")}}
+    bare = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
     evaluate(bare, copy)
-    assert "skipped" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "skipped" not in out
+    # The pictures and the names of the pets are new, and embedded once for the two equal encoders.
+    assert "embeddings: 6 units, 2 of them now" in out
+    assert "zero-shot pets: 1 pictures do not decode and are left out (dog/10.webp)" in out
+    assert f"evaluate.zero_shot.gone: {tmp_path}/gone does not exist" in out
     found = json.loads((copy / "report").read("metrics.json"))
     assert list(found["sets"]) == ["retrieval"]
     assert found["encoders"]["base"] == found["encoders"]["safe"]
+    assert found["encoders"]["base"]["zero_shot"]["pets"]["n"] == 2
+    assert list(found["missing"]) == ["zero_shot.gone"]
     assert found["encoders"]["base"]["retrieval"] == metrics["encoders"]["base"]["retrieval_generated"]
 
 

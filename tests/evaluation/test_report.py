@@ -8,6 +8,7 @@ from PIL import Image
 
 from safeclip.artifacts import Folder
 from safeclip.evaluation.examples import Example, Item, choose_queries
+from safeclip.evaluation.intervals import with_intervals
 from safeclip.evaluation.pictures import thumbnail
 from safeclip.evaluation.report import Change, duration, percent, plain_table, span, summary_sentences, write_report
 from safeclip.evaluation.retrieval import Embeddings, compare, run_tasks, summarise
@@ -77,7 +78,7 @@ def test_tables_of_the_text_are_whole(report):
     for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
         if re.fullmatch(r"\|[-|:]+\|", line):
             assert before.count("|") == line.count("|") == after.count("|")
-    assert sum(line.startswith("|---") for line in lines) == 11
+    assert sum(line.startswith("|---") for line in lines) == 12
 
 
 def test_the_summary_picture_is_wide_enough_for_a_readme(report):
@@ -179,15 +180,24 @@ def _compared(labels):
         for k, label in enumerate(labels)
     }
     first = results[labels[0]]
+    figures = with_intervals({"top1": np.arange(8) < 3, "top5": np.arange(8) < 7}, 20, 0)
     return {
         "run": "small", "profile": "embedded", "versions": {}, "seconds": {"quadruplets": 1.0}, "train": {},
         "data": {"captions": 9, "accepted": 9, "rejected": {}, "quadruplets": {"test": 9}},
         "sets": {"retrieval": {"title": "Test", "description": "quadruplets"}},
         "sources": {label: {"source": f"runs/{label}", "hash": "0" * 16} for label in labels},
-        "encoders": {k: {"retrieval": summarise(r, ["hate"] * 40, 20, 0)} for k, r in results.items()},
+        "missing": {"zero_shot.gone": "evaluate.zero_shot.gone: nowhere does not exist"},
+        "notes": ["zero-shot pets: 2 pictures do not decode"],
+        "encoders": {
+            k: {"retrieval": summarise(r, ["hate"] * 40, 20, 0), "zero_shot": {"pets": figures}}
+            for k, r in results.items()
+        },
         "paired_differences": {
             "from": labels[0],
-            "encoders": {k: {"retrieval": compare(results[k], first, 20, 0)} for k in labels[1:]},
+            "encoders": {
+                k: {"retrieval": compare(results[k], first, 20, 0), "zero_shot": {"pets": figures}}
+                for k in labels[1:]
+            },
         },
     }  # fmt: skip
 
@@ -201,10 +211,14 @@ def test_any_number_of_encoders_stand_side_by_side(labels, tmp_path):
     write_report(folder, metrics, [Example("hate", Item("a skull", True, "a skull"), found)], False)
     page, text = (folder.read(f"report.{kind}").decode() for kind in ("html", "md"))
     for label in labels:
-        assert page.count(f'<th scope="col" class="number">{label}</th>') == 4
+        assert page.count(f'<th scope="col" class="number">{label}</th>') == 5
         assert f"| {label} | `runs/{label}` |" in text
-    assert page.count('class="change ') == (len(labels) - 1) * (2 * 4 + 2 * 5)
+    assert page.count('class="change ') == (len(labels) - 1) * (2 * 4 + 2 * 5 + 2)
     assert "Before" not in page
+    for shown in (page, text):
+        assert "Pets, top 1" in shown
+        assert "nowhere does not exist" in shown
+        assert "2 pictures do not decode" in shown
     assert _Page(page).alternatives.count("skull") == len(labels)
     assert Image.open(io.BytesIO(folder.read("summary.png"))).width == 1200
     table = plain_table(metrics)
