@@ -3,9 +3,11 @@
   python -m jobs.evaluate                                  the run of ray_config.yaml, its encoder before and after
   python -m jobs.evaluate --run mine --set evaluate.rendered=300
   python -m jobs.evaluate --encoders base=world:encoder safe=runs/demo/encoder other=ViT-B-32/openai
+  python -m jobs.evaluate --run mine --set evaluate.zero_shot.pets=data/pets   pictures in a folder a class, or Parquet
 
 Needs what jobs.generate made, and without --encoders what jobs.train_encoder made. The report goes to the run's
-report/; that of other encoders goes to report-<labels>-<hash>/ beside it. Settings: ray_config.yaml, evaluate.
+report/; that of other encoders goes to report-<labels>-<hash>/ beside it. Embeddings are kept in the run's
+embeddings/, by hashes of encoder and rows, and may be deleted. Settings: ray_config.yaml, evaluate.
 """
 
 import json

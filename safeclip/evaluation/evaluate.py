@@ -184,7 +184,11 @@ def _key(
     missing: dict[str, str],
 ) -> str:
     settings = config.evaluate.model_dump(exclude={"resources"})
-    inputs = [quadruplets["content_hash"], *([s.name, s.classes, s.places] for s in classified), missing]
+    inputs = [
+        quadruplets["content_hash"],
+        *([s.name, s.classes, s.places, s.labels.tolist()] for s in classified),
+        missing,
+    ]
     shown, encoders = shows_symbols_only(config), list(identities.items())
     return hash_of("report", settings, config.seed, shown, inputs, encoders)
 
