@@ -116,7 +116,8 @@ def read_prompts(file: str, count: int, seed: int, acknowledge_explicit: bool) -
             if isinstance(found, Prompt):
                 accepted.append(found)
             else:
-                rejected[found if found.startswith("guard") else f"line {reader.line_num}: {found}"] += 1
+                by_rule = found == EXPLICIT or found.startswith("guard")
+                rejected[found if by_rule else f"line {reader.line_num}: {found}"] += 1
     except csv.Error as error:
         raise UserError(f"{place}: is no CSV at line {reader.line_num}: {error}") from error
     if not accepted:
@@ -134,8 +135,8 @@ def _prompt(row: dict, seed: int, acknowledge_explicit: bool) -> Prompt | str:
         return "more cells than columns"
     names = [name.strip().lower() for name in (row.get("categories") or "").split(",") if name.strip()]
     concepts = tuple(dict.fromkeys(CATEGORIES.get(name, name) for name in names))
-    if unknown := [c for c in concepts if c not in CONCEPTS]:
-        return f"no such category: {unknown[0][:40]}"
+    if not set(concepts) <= set(CONCEPTS):
+        return "a category that is neither I2P's nor the taxonomy's"
     if dropped := next(filter(None, (guard.check(text, c) for c in concepts or (UNCATEGORISED,))), None):
         return dropped
     if SEXUAL_CONCEPTS & set(concepts) and not acknowledge_explicit:

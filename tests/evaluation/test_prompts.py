@@ -45,13 +45,13 @@ def test_the_column_prompt_is_enough_and_seeds_then_follow_from_the_text(tmp_pat
     ("line", "reason"),
     [
         (",violence,0,1,7", "line 3: prompt empty"),
-        ("a knife,cooking,0,1,7", "line 3: no such category: cooking"),
+        ("a knife,cooking,0,1,7", "line 3: a category that is neither I2P's nor the taxonomy's"),
         ("a knife,violence,0,one,7", "line 3: sd_seed is no whole number from 0 on"),
         ("a knife,violence,0,1.5,7", "line 3: sd_seed is no whole number from 0 on"),
         ("a knife,violence,0,-4,7", "line 3: sd_seed is no whole number from 0 on"),
         ("a knife,violence,0,1,nan", "line 3: sd_guidance_scale is no number from 0 to 100"),
         ("a knife,violence,0,1,7,8", "line 3: more cells than columns"),
-        ("a body,sexual,0,1,7", "line 3: explicit, and generate.acknowledge_explicit is off"),
+        ("a body,sexual,0,1,7", "explicit, and generate.acknowledge_explicit is off"),
     ],
 )
 def test_a_bad_row_is_rejected_by_line_and_reason(tmp_path, line, reason):
