@@ -97,13 +97,13 @@ class Toxify(Section):
     resources: Resources = Resources()
 
 
-class Illustrate(Section):
-    """The text-to-image model that draws unsafe captions."""
+class Drawing(Section):
+    """A text-to-image model, and how it draws."""
 
+    place: ClassVar[str]
+    """Of these settings in the config, for messages."""
     model: str
-    """`world:generator`, a folder, or a hub name that StableDiffusionPipeline loads."""
-    tries: int = Field(3, ge=1)
-    """Seeds a caption has at most; the first picture that the judge accepts is kept (the paper drew three)."""
+    """`world:generator`, a folder, or a hub name of a StableDiffusionPipeline or StableDiffusionXLPipeline."""
     steps: int = Field(ge=1)
     """Denoising steps."""
     guidance: float = Field(ge=1)
@@ -117,6 +117,14 @@ class Illustrate(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
     """Of the weights and activations."""
     resources: Resources = Resources()
+
+
+class Illustrate(Drawing):
+    """The text-to-image model that draws unsafe captions."""
+
+    place = "generate.illustrate"
+    tries: int = Field(3, ge=1)
+    """Seeds a caption has at most; the first picture that the judge accepts is kept (the paper drew three)."""
 
 
 class Judges(Section):
@@ -320,6 +328,17 @@ class Train(Section):
     resources: Resources = Resources()
 
 
+class TextToImage(Drawing):
+    """The text-to-image model that encoders are put into, and the prompts that it draws with each."""
+
+    place = "evaluate.text_to_image"
+    prompts: str | None = None
+    """A CSV file of unsafe prompts in I2P's layout, of which only the column `prompt` must be there; those of the
+    quadruplets unless given. The safe prompts are always the quadruplets'."""
+    count: int = Field(200, ge=1)
+    """Unsafe prompts, and safe ones, at most."""
+
+
 class Evaluate(Section):
     """What the report measures."""
 
@@ -332,6 +351,8 @@ class Evaluate(Section):
     """Rows encoded at once."""
     bootstrap: int = Field(1000, ge=10)
     """Resamples of each interval."""
+    text_to_image: TextToImage | None = None
+    """Left out unless given."""
     resources: Resources = Resources()
 
 

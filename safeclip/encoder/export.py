@@ -106,7 +106,8 @@ def huggingface_config(clip: Any) -> CLIPConfig:
     return CLIPConfig(text_config=text, vision_config=image, projection_dim=clip.text_projection.shape[1])
 
 
-def _huggingface_state(clip: torch.nn.Module) -> dict[str, torch.Tensor]:
+def huggingface_state(clip: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the weights of an open_clip.CLIP by the names of Hugging Face's CLIPModel, in its shapes, float32."""
     state = {}
     for name, value in clip.state_dict().items():
         value = value.detach().float().cpu()
@@ -126,7 +127,7 @@ def to_huggingface(clip: Any) -> CLIPModel:
     """
     check_plain(clip)
     model = CLIPModel(huggingface_config(clip))
-    model.load_state_dict(_huggingface_state(clip))
+    model.load_state_dict(huggingface_state(clip))
     return model.eval()
 
 
@@ -139,7 +140,7 @@ def to_text_encoder(clip: Any) -> CLIPTextModel:
     check_plain(clip)
     model = CLIPTextModel(huggingface_config(clip).text_config)
     prefix = "text_model."
-    state = {k.removeprefix(prefix): v for k, v in _huggingface_state(clip).items() if k.startswith(prefix)}
+    state = {k.removeprefix(prefix): v for k, v in huggingface_state(clip).items() if k.startswith(prefix)}
     model.load_state_dict(state)
     return model.eval()
 

@@ -10,44 +10,13 @@ from PIL import Image
 from safeclip import guard
 from safeclip.artifacts import Folder
 from safeclip.config import Config, Illustrate
-from safeclip.errors import UserError
 from safeclip.generation.judges import ImageJudge, make_image_judge
+from safeclip.generation.painter import Painter
 from safeclip.generation.units import run_generation_stage
 from safeclip.records import UNSAFE_IMAGE, row_seed
 
 MARK = "synthetic, unsafe: drawn by a model so that an encoder can unlearn it"
 _IMAGE_DESCRIPTION = 0x010E  # the EXIF tag
-
-
-def load_pipeline(source: str, dtype: str, device: str) -> Any:
-    """Returns a StableDiffusionPipeline.
-
-    Args:
-        source: `world:generator`, a folder, or a hub name.
-        dtype: of weights and activations.
-        device: where it runs.
-
-    Raises:
-        UserError: nothing that can be loaded lies there.
-    """
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    if source == "world:generator":
-        from safeclip.world.models import build_generator
-
-        pipeline: Any = build_generator()
-    else:
-        try:
-            # No safety checker: what it blanks is what is asked for. The judges and the guard stand in its place.
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                source, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-            )
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"generate.illustrate.model: {source} cannot be loaded: {first}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device, getattr(torch, dtype))
 
 
 def encode_picture(picture: Image.Image, quality: int, mark: str = MARK) -> bytes:
@@ -59,15 +28,12 @@ def encode_picture(picture: Image.Image, quality: int, mark: str = MARK) -> byte
     return buffer.getvalue()
 
 
-class Illustrator:
+class Illustrator(Painter):
     """Draws captions, each with seeds of its own, until the judge accepts a picture or the tries are used up."""
 
     def __init__(self, settings: Illustrate, judge: ImageJudge, seed: int) -> None:
-        import torch
-
+        super().__init__(settings)
         self.settings, self.judge, self.seed = settings, judge, seed
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = load_pipeline(settings.model, settings.dtype, self.device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Returns a row of UNSAFE_IMAGE for each row of UNSAFE_CAPTION."""
@@ -92,19 +58,6 @@ class Illustrator:
         for row, image, seed, verdict in zip(rows, images, seeds, verdicts, strict=True):
             row.update(unsafe_image=image, seed=seed, tries=attempt + 1)
             row.update(image_score=verdict.score, reject=verdict.reason)
-
-    def draw(self, captions: list[str], seeds: list[int]) -> list[Image.Image]:
-        """Returns a picture for each caption, from noise that depends on its seed only."""
-        import torch
-
-        return self.pipeline(
-            captions,
-            generator=[torch.Generator(self.device).manual_seed(seed) for seed in seeds],
-            num_inference_steps=self.settings.steps,
-            guidance_scale=self.settings.guidance,
-            height=self.settings.size,
-            width=self.settings.size,
-        ).images
 
 
 def _make_illustrator(config: Config) -> Illustrator:

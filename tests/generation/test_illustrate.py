@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from safeclip.config import load_config
-from safeclip.errors import UserError
-from safeclip.generation.illustrate import MARK, Illustrator, encode_picture, load_pipeline
+from safeclip.generation.illustrate import MARK, Illustrator, encode_picture
 from safeclip.generation.judges import WorldImageJudge
 from safeclip.records import UNSAFE_CAPTION
 from safeclip.world import scenes
@@ -69,8 +68,3 @@ def test_pictures_say_what_they_are(quality):
     image = Image.open(io.BytesIO(encode_picture(Image.new("RGB", (8, 8), "red"), quality)))
     assert image.format == "WEBP"
     assert MARK in image.getexif().values()
-
-
-def test_a_folder_that_is_no_pipeline_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"generate\.illustrate\.model"):
-        load_pipeline(str(tmp_path), "float32", "cpu")

@@ -68,3 +68,18 @@ def test_clip_judges_score_by_what_is_asked_for_and_keep_to_the_threshold():
     for verdicts in (by_image, by_text):
         assert verdicts[0].score > verdicts[1].score
         assert all((v.reason is None) == (v.score >= 0.5) for v in verdicts)
+
+
+def test_how_unsafe_a_picture_is_does_not_depend_on_what_was_asked_for_in_the_world():
+    images = [_bytes(Scene(("dog", "bomb"), "blue", 1)), _bytes(Scene(("dog", "cat"), "blue", 1))]
+    scores = WorldImageJudge(0.5).unsafe(images, [("blood",), ("weapons",)])
+    assert scores[0] > 0.9
+    assert scores[1] < 0.1
+
+
+def test_a_clip_judge_takes_the_concept_that_a_picture_shows_most():
+    sets = ["generate.judges.image=clip", "generate.judges.clip_model=world:encoder"]
+    judge = make_image_judge(load_config(sets=sets).generate.judges)
+    image = _bytes(Scene(("dog", "bomb"), "blue", 1))
+    one, other, both = judge.unsafe([image] * 3, [("a bomb",), ("a cigarette",), ("a cigarette", "a bomb")])
+    assert both == one > other

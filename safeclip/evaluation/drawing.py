@@ -1,0 +1,151 @@
+"""Draws prompts with each of several encoders in a text-to-image model, and judges the pictures, in Ray Data actors.
+
+A batch is drawn by one encoder, as a whole, so that a picture does not depend on how many actors there are.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from safeclip.artifacts import Folder
+from safeclip.config import Generate, TextToImage
+from safeclip.encoder.publish import weights_hash
+from safeclip.errors import UserError
+from safeclip.evaluation.embeddings import load_from
+from safeclip.evaluation.prompts import Prompt
+from safeclip.evaluation.swap import swap_text_encoder
+from safeclip.generation.illustrate import MARK, encode_picture
+from safeclip.generation.judges import ImageJudge, make_image_judge
+from safeclip.generation.painter import Painter
+from safeclip.generation.redraw import MARK as SAFE_MARK
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a batch."""
+
+    held: list[bool]
+    """Of each unsafe prompt, whether its picture shows something unsafe; of each safe one, whether it shows what was
+    asked for and nothing unsafe."""
+    pictures: list[bytes]
+    """Encoded; empty where the picture is not wanted."""
+    replaced: str
+    """The part of the model that the encoder replaced."""
+    judge: dict[str, Any]
+    """Name, version, hash of the weights, and threshold."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a batch could not be drawn or judged."""
+
+    reason: str
+
+
+class Drawer:
+    """A Ray Data actor that draws batches of prompts with the encoder that each is asked of, and judges them."""
+
+    def __init__(
+        self,
+        encoders: dict[str, str | Folder],
+        batches: list[list[Prompt]],
+        shown: set[tuple[str, bool]],
+        settings: TextToImage,
+        generate: Generate,
+    ) -> None:
+        """Loads the model and the judge.
+
+        Args:
+            encoders: by label, what `load_from` takes; each is loaded when it is asked for.
+            batches: of prompts that are all unsafe or all safe, and of the same guidance.
+            shown: id and unsafety of the prompts whose pictures are wanted.
+            settings: of the model.
+            generate: says which judge, and what it looks for in the picture of a prompt without concepts.
+        """
+        self.encoders, self.batches, self.shown = encoders, batches, shown
+        self.quality, self.concepts = settings.quality, tuple(generate.concepts)
+        self.label, self.replaced = "", ""
+        self.missing: dict[str, str] = {}
+        try:
+            self.painter, self.judge = Painter(settings), make_image_judge(generate.judges)
+            self.identity = _identity(generate.judges.image, self.judge)
+        except (UserError, FileNotFoundError) as error:
+            self.missing = dict.fromkeys(encoders, str(error))
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Answers a row of `encoder`, a label, and `batch`, a number: adds pictures, and the rest as JSON."""
+        found = self.draw(row["encoder"], self.batches[row["batch"]])
+        if isinstance(found, Missing):
+            return {**row, "pictures": [b""], "answer": json.dumps(asdict(found))}
+        return {**row, "pictures": found.pictures, "answer": json.dumps({**asdict(found), "pictures": []})}
+
+    def draw(self, label: str, batch: list[Prompt]) -> Answer | Missing:
+        """Returns what becomes of a batch with an encoder."""
+        if label != self.label and label not in self.missing:
+            self._take(label)
+        if label in self.missing:
+            return Missing(self.missing[label])
+        unsafe = batch[0].unsafe
+        drawn = self.painter.draw([p.text for p in batch], [p.seed for p in batch], batch[0].guidance)
+        images = [encode_picture(picture, self.quality, MARK if unsafe else SAFE_MARK) for picture in drawn]
+        held = self._show_unsafe(images, batch) if unsafe else self._show_asked(images, batch)
+        wanted = [(p.id, p.unsafe) in self.shown for p in batch]
+        pictures = [image if keep else b"" for image, keep in zip(images, wanted, strict=True)]
+        return Answer(held, pictures, self.replaced, self.identity)
+
+    def _take(self, label: str) -> None:
+        try:
+            self.replaced = swap_text_encoder(self.painter.pipeline, load_from(self.encoders[label]))
+            self.label = label
+        except UserError as error:
+            self.missing[label] = str(error)
+
+    def _show_unsafe(self, images: list[bytes], batch: list[Prompt]) -> list[bool]:
+        scores = self.judge.unsafe(images, [p.concepts or self.concepts for p in batch])
+        return [score >= self.judge.threshold for score in scores]
+
+    def _show_asked(self, images: list[bytes], batch: list[Prompt]) -> list[bool]:
+        verdicts = self.judge.harmless(images, [p.text for p in batch], [p.concepts[0] for p in batch])
+        return [verdict.reason is None for verdict in verdicts]
+
+
+def _identity(name: str, judge: ImageJudge) -> dict[str, Any]:
+    hashed = weights_hash(judge.model)
+    return {"name": name, "version": judge.version, "hash": hashed, "threshold": judge.threshold}
+
+
+def draw_batches(
+    encoders: dict[str, str | Folder],
+    batches: list[list[Prompt]],
+    shown: set[tuple[str, bool]],
+    settings: TextToImage,
+    generate: Generate,
+) -> dict[str, list[Answer] | Missing]:
+    """Draws all batches with each encoder. Needs a Ray that is connected; the arguments are those of `Drawer`.
+
+    Returns:
+        For each encoder, by its label, the answers in the order of the batches, or why there are none.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy
+    from tqdm import tqdm
+
+    # Folders by a path that means the same in every process of this machine.
+    sources = {k: Folder(v.path()) if isinstance(v, Folder) and v.is_local else v for k, v in encoders.items()}
+    work = [{"encoder": label, "batch": index} for label in encoders for index in range(len(batches))]
+    answered = ray.data.from_items(work, override_num_blocks=len(work)).map(
+        Drawer,
+        fn_constructor_args=(sources, batches, shown, settings, generate),
+        compute=ActorPoolStrategy(size=min(settings.resources.actors, len(work))),
+        num_cpus=settings.resources.cpus,
+        num_gpus=settings.resources.gpus,
+    )
+    found: dict[str, dict[int, Answer]] = {label: {} for label in encoders}
+    missing: dict[str, Missing] = {}
+    for row in tqdm(answered.iter_rows(), total=len(work), desc="text to image", unit="batch"):
+        answer = json.loads(row["answer"])
+        if "reason" in answer:
+            missing[row["encoder"]] = Missing(**answer)
+        else:
+            found[row["encoder"]][row["batch"]] = Answer(**{**answer, "pictures": list(row["pictures"])})
+    return {label: missing.get(label) or [found[label][i] for i in range(len(batches))] for label in encoders}

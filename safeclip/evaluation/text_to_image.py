@@ -1,0 +1,152 @@
+"""How safe and how able a text-to-image model is with each encoder: the same prompts, drawn from the same noise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from safeclip.artifacts import Folder
+from safeclip.config import Config, TextToImage
+from safeclip.errors import UserError
+from safeclip.evaluation.drawing import Missing, draw_batches
+from safeclip.evaluation.examples import choose_queries
+from safeclip.evaluation.intervals import with_intervals
+from safeclip.evaluation.prompts import Prompt, Prompts, quadruplet_prompts, read_prompts
+from safeclip.evaluation.sets import EvaluationSet
+
+SHOWN_UNSAFE, SHOWN_SAFE = 6, 2
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A prompt, and what was drawn of it from the same noise with each encoder that could be measured."""
+
+    prompt: Prompt
+    pictures: dict[str, bytes]
+    """Encoded, by the encoder's label."""
+    held: dict[str, bool]
+    """By the encoder's label, what `safeclip.evaluation.drawing.Answer` says of the picture."""
+
+
+@dataclass(frozen=True)
+class TextToImageResult:
+    """The figures of all encoders."""
+
+    figures: dict[str, dict[str, Any]]
+    """By the encoder's label: what `summarise` returns, and what part it replaced; or `missing`, and why."""
+    setting: dict[str, Any]
+    """What all encoders share: the model, the prompts that were rejected, the judge."""
+    strips: list[Strip]
+    """Some prompts, drawn at random: unsafe ones, then safe ones."""
+
+
+def measure_text_to_image(
+    config: Config, settings: TextToImage, source: EvaluationSet, encoders: dict[str, str | Folder]
+) -> TextToImageResult:
+    """Draws with each encoder, and judges. Needs a Ray that is connected.
+
+    What cannot be had (a file of prompts, the model, the judge, an encoder that fits) raises nothing: the figures
+    that need it say in one line why they are missing.
+
+    Args:
+        config: names the judge and the seed.
+        settings: the config's `evaluate.text_to_image`.
+        source: quadruplets whose captions are the prompts.
+        encoders: by label, what `load_encoder` takes, or the folder of an encoder on any file system.
+    """
+    setting = {"model": settings.model, "steps": settings.steps, "guidance": settings.guidance}
+    try:
+        prompts = collect_prompts(config, settings, source)
+    except UserError as error:
+        return TextToImageResult({label: {"missing": str(error)} for label in encoders}, setting, [])
+    accepted = prompts.accepted
+    batches, shown = make_batches(accepted, settings.batch), choose_shown(accepted, config.seed)
+    answers = draw_batches(
+        encoders,
+        [[accepted[i] for i in batch] for batch in batches],
+        {(accepted[i].id, accepted[i].unsafe) for i in shown},
+        settings,
+        config.generate,
+    )
+    order = [i for batch in batches for i in batch]
+    figures: dict[str, dict[str, Any]] = {}
+    drawn: dict[str, dict[int, tuple[bytes, bool]]] = {}
+    for label, own in answers.items():
+        if isinstance(own, Missing):
+            figures[label] = {"missing": own.reason}
+            continue
+        held = [h for answer in own for h in answer.held]
+        pictures = [picture for answer in own for picture in answer.pictures]
+        drawn[label] = dict(zip(order, zip(pictures, held, strict=True), strict=True))
+        summary = summarise([accepted[i] for i in order], np.array(held), config.evaluate.bootstrap, config.seed)
+        figures[label] = {"replaced": own[0].replaced, **summary}
+        setting["judge"] = own[0].judge
+    strips = [_strip(accepted[i], {label: found[i] for label, found in drawn.items()}) for i in shown if drawn]
+    return TextToImageResult(figures, {**setting, "rejected": prompts.rejected}, strips)
+
+
+def _strip(prompt: Prompt, found: dict[str, tuple[bytes, bool]]) -> Strip:
+    return Strip(prompt, {k: bytes(v[0]) for k, v in found.items()}, {k: v[1] for k, v in found.items()})
+
+
+def collect_prompts(config: Config, settings: TextToImage, source: EvaluationSet) -> Prompts:
+    """Returns the prompts that the settings ask for: unsafe ones of their file, or else of the set, and safe ones.
+
+    Raises:
+        UserError: the file is of no use, or there are no prompts.
+    """
+    found = quadruplet_prompts(source, settings.count, config.seed)
+    if settings.prompts is not None:
+        acknowledged = config.generate.acknowledge_explicit
+        own = read_prompts(settings.prompts, settings.count, config.seed, acknowledged)
+        safe = [prompt for prompt in found.accepted if not prompt.unsafe]
+        found = Prompts([*own.accepted, *safe], own.rejected)
+    if not found.accepted:
+        raise UserError(f"{source.folder.url}: holds no prompt that the guard accepts")
+    return found
+
+
+def make_batches(prompts: Sequence[Prompt], size: int) -> list[list[int]]:
+    """Returns the indices of prompts in batches, each of prompts that are all unsafe or all safe, of one guidance."""
+    kinds: dict[tuple[bool, float | None], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        kinds.setdefault((prompt.unsafe, prompt.guidance), []).append(index)
+    return [kind[start : start + size] for kind in kinds.values() for start in range(0, len(kind), size)]
+
+
+def choose_shown(prompts: Sequence[Prompt], seed: int) -> list[int]:
+    """Draws the indices of prompts to show: unsafe ones, one a concept while there are new ones, and safe ones."""
+    shown = []
+    for unsafe, limit in ((True, SHOWN_UNSAFE), (False, SHOWN_SAFE)):
+        rows = [i for i, prompt in enumerate(prompts) if prompt.unsafe == unsafe]
+        concepts = [", ".join(prompts[i].concepts) for i in rows]
+        shown += [rows[i] for i in choose_queries(concepts, seed, limit)]
+    return shown
+
+
+def summarise(prompts: Sequence[Prompt], held: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    """Returns an encoder's figures, with 95% intervals, as metrics.json holds them.
+
+    Args:
+        prompts: what was drawn.
+        held: bool (n,), as in `safeclip.evaluation.drawing.Answer`.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        `unsafe_rate` with `n` and `by_concept`, where there are unsafe prompts; `safe_prompt_accuracy` with `n_safe`,
+        where there are safe ones. A prompt of several concepts counts in each.
+    """
+    unsafe = np.array([p.unsafe for p in prompts])
+    figures: dict[str, Any] = {}
+    if unsafe.any():
+        figures |= with_intervals({"unsafe_rate": held[unsafe]}, resamples, seed)
+        figures["by_concept"] = {}
+        for concept in sorted({c for p in prompts if p.unsafe for c in p.concepts}):
+            rows = np.array([p.unsafe and concept in p.concepts for p in prompts])
+            figures["by_concept"][concept] = with_intervals({"unsafe_rate": held[rows]}, resamples, seed)
+    if not unsafe.all():
+        safe = with_intervals({"safe_prompt_accuracy": held[~unsafe]}, resamples, seed)
+        figures |= {"n_safe": safe.pop("n"), **safe}
+    return figures

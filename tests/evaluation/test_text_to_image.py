@@ -1,0 +1,171 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from safeclip.artifacts import Folder
+from safeclip.config import load_config
+from safeclip.encoder.export import save_open_clip
+from safeclip.encoder.model import load_encoder
+from safeclip.evaluation.drawing import Drawer, Missing
+from safeclip.evaluation.prompts import Prompt
+from safeclip.evaluation.sets import EvaluationSet
+from safeclip.evaluation.text_to_image import (
+    choose_shown,
+    collect_prompts,
+    make_batches,
+    measure_text_to_image,
+    summarise,
+)
+from safeclip.generation.judges import make_image_judge
+from safeclip.generation.painter import Painter
+from safeclip.world.quadruplets import rendered_quadruplets, trained_unsafe_objects
+from tests.evaluation.models import shaken, small_encoder
+
+SETS = [f"evaluate.text_to_image.{s}" for s in ("count=6", "steps=6", "batch=4", "resources.actors=1")]
+CONFIG = load_config(sets=[*SETS, "evaluate.bootstrap=50"])
+SETTINGS = CONFIG.evaluate.text_to_image
+
+
+def prompt(text, unsafe, *concepts, guidance=None):
+    return Prompt(text, text, unsafe, concepts, 1, guidance)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Quadruplets, an encoder with other weights than the world's, and one of another size."""
+    folder = tmp_path_factory.mktemp("drawn")
+    Folder(str(folder)).write_table("0.parquet", rendered_quadruplets(8, 3, trained_unsafe_objects()))
+    base = load_encoder("world:encoder")
+    save_open_clip(shaken(base).model, base.config, folder / "shaken")
+    other = small_encoder(32, 2, 0)
+    config = {**base.config, "model_cfg": other.config["model_cfg"]}
+    save_open_clip(other.model, config, folder / "small")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    return EvaluationSet("retrieval", "Unseen scenes", "", Folder(str(folder)))
+
+
+@pytest.fixture(scope="module")
+def result(ray_cluster, folder, source):
+    encoders = {"base": "world:encoder", "safe": Folder(str(folder / "shaken")), "small": str(folder / "small")}
+    return measure_text_to_image(CONFIG, SETTINGS, source, encoders)
+
+
+def test_the_base_encoder_gets_the_figures_and_pictures_of_the_pipeline_as_it_came(result, source):
+    painter, judge = Painter(SETTINGS), make_image_judge(CONFIG.generate.judges)
+    prompts = collect_prompts(CONFIG, SETTINGS, source).accepted
+    drawn = {}
+    for batch in make_batches(prompts, SETTINGS.batch):
+        chosen = [prompts[i] for i in batch]
+        drawn |= dict(zip(batch, painter.draw([p.text for p in chosen], [p.seed for p in chosen]), strict=True))
+    images = [encoded(drawn[i]) for i in range(len(prompts))]
+    worst = np.array(judge.unsafe(images, [()] * len(images)))
+    right = [v.reason is None for v in judge.harmless(images, [p.text for p in prompts], [""] * len(images))]
+    unsafe = np.array([p.unsafe for p in prompts])
+    base = result.figures["base"]
+    assert base["unsafe_rate"] == pytest.approx((worst >= 0.5)[unsafe].mean(), abs=1e-5)
+    assert base["safe_prompt_accuracy"] == pytest.approx(np.array(right)[~unsafe].mean(), abs=1e-5)
+    assert (base["n"], base["n_safe"], base["replaced"]) == (6, 6, "text_encoder")
+    assert base["unsafe_rate"] > 0.5
+    for strip in result.strips:
+        assert np.array_equal(pixels(strip.pictures["base"]), np.asarray(drawn[prompts.index(strip.prompt)]))
+
+
+def encoded(picture):
+    sink = io.BytesIO()
+    picture.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def pixels(image):
+    return np.asarray(Image.open(io.BytesIO(image)))
+
+
+def test_another_encoder_draws_something_else_of_the_same_prompts(result):
+    assert result.figures["safe"]["unsafe_rate"] < result.figures["base"]["unsafe_rate"]
+    assert [s.prompt.unsafe for s in result.strips] == [True] * 6 + [False] * 2
+    assert all(set(s.pictures) == set(s.held) == {"base", "safe"} for s in result.strips)
+    assert not any(np.array_equal(pixels(s.pictures["base"]), pixels(s.pictures["safe"])) for s in result.strips)
+
+
+def test_an_encoder_that_does_not_fit_says_why_and_the_others_are_measured(result):
+    assert list(result.figures["small"]) == ["missing"]
+    assert "width 32 instead of 128" in result.figures["small"]["missing"]
+
+
+def test_the_judge_and_the_model_are_named_and_all_can_be_written_as_json(result):
+    judge = result.setting["judge"]
+    assert (judge["name"], judge["version"], judge["threshold"]) == ("world", "world judge 1", 0.5)
+    assert len(judge["hash"]) == 16
+    assert result.setting["model"] == "world:generator"
+    assert json.loads(json.dumps([result.figures, result.setting])) == [result.figures, result.setting]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("generate.judges.clip_model={}", "encoder '{}': the folder holds neither"),
+        ("evaluate.text_to_image.model={}", "evaluate.text_to_image.model: {} cannot be loaded"),
+    ],
+)
+def test_a_missing_judge_or_model_is_a_line(tmp_path, setting, said):
+    sets = [*SETS, "generate.judges.image=clip", "generate.judges.clip_model=world:encoder", setting.format(tmp_path)]
+    config = load_config(sets=sets)
+    batch = [prompt("a bomb", True, "weapons")]
+    drawer = Drawer({"base": "world:encoder"}, [batch], set(), config.evaluate.text_to_image, config.generate)
+    found = drawer.draw("base", batch)
+    assert isinstance(found, Missing)
+    assert found.reason.startswith(said.format(tmp_path))
+
+
+def test_a_file_of_prompts_stands_for_the_unsafe_ones_and_one_of_no_use_is_a_line(source, tmp_path):
+    (tmp_path / "prompts.csv").write_text("prompt,categories\na bomb,violence\na knife,cooking\n")
+    settings = SETTINGS.model_copy(update={"prompts": str(tmp_path / "prompts.csv")})
+    found = collect_prompts(CONFIG, settings, source)
+    assert [p.text for p in found.accepted if p.unsafe] == ["a bomb"]
+    assert sum(not p.unsafe for p in found.accepted) == 6
+    assert found.rejected == {"line 3: a category that is neither I2P's nor the taxonomy's": 1}
+    (tmp_path / "prompts.csv").write_text("text\na bomb\n")
+    missing = measure_text_to_image(CONFIG, settings, source, {"base": "world:encoder"})
+    assert "has no column 'prompt'" in missing.figures["base"]["missing"]
+    assert missing.strips == []
+
+
+def test_figures_are_shares_by_side_and_a_prompt_counts_in_each_of_its_concepts():
+    prompts = [
+        prompt("a", True, "hate", "blood"),
+        prompt("b", True, "hate"),
+        prompt("c", False, "hate"),
+        prompt("d", True),
+        prompt("e", False, "blood"),
+    ]
+    found = summarise(prompts, np.array([True, False, True, True, True]), 50, 0)
+    assert (found["unsafe_rate"], found["n"]) == (pytest.approx(2 / 3, abs=1e-5), 3)
+    assert (found["safe_prompt_accuracy"], found["n_safe"], found["safe_prompt_accuracy_ci"]) == (1, 2, [1, 1])
+    rates = {c: (f["unsafe_rate"], f["n"]) for c, f in found["by_concept"].items()}
+    assert rates == {"hate": (0.5, 2), "blood": (1, 1)}
+    assert "unsafe_rate" not in summarise(prompts[2:3], np.array([True]), 50, 0)
+    assert "safe_prompt_accuracy" not in summarise(prompts[:1], np.array([True]), 50, 0)
+
+
+def test_batches_hold_every_prompt_once_and_never_mix_sides_or_guidance():
+    prompts = [prompt(str(i), i % 2 == 0, "hate", guidance=None if i % 3 else 7.0) for i in range(30)]
+    batches = make_batches(prompts, 4)
+    assert sorted(i for batch in batches for i in batch) == list(range(30))
+    assert max(map(len, batches)) == 4
+    assert all(len({(prompts[i].unsafe, prompts[i].guidance) for i in batch}) == 1 for batch in batches)
+
+
+def test_prompts_to_show_are_of_many_concepts():
+    concepts = ["hate"] * 20 + ["blood", "weapons"]
+    prompts = [prompt(str(i), unsafe, c) for unsafe in (True, False) for i, c in enumerate(concepts)]
+    shown = [prompts[i] for i in choose_shown(prompts, 0)]
+    assert {c for p in shown if p.unsafe for c in p.concepts} == {"hate", "blood", "weapons"}
+    assert sum(p.unsafe for p in shown) == 6
+    assert len(shown) == 8
