@@ -52,6 +52,8 @@ class Source(Section):
     """How many captions to take, from the start; all of a file's unless given."""
     unit_rows: int = Field(64, ge=1)
     """Rows in a unit of work: what is done again as a whole when something dies."""
+    single: float = Field(0.0, ge=0, lt=1)
+    """Share of the world's scenes that show one object instead of two."""
 
 
 class Captions(Source):
@@ -273,6 +275,18 @@ class Preserve(Source):
     unsafe pictures are drawn; where no safe one is, the encoder may flee from what drawn pictures have in common."""
 
 
+class Views(Section):
+    """Random views of training pictures, see safeclip/encoder/views.py."""
+
+    zoom: float = Field(0.15, ge=0, lt=1)
+    """By how much the scale goes up or down, at most."""
+    shift: float = Field(0.07, ge=0, lt=1)
+    """By how much a picture moves to any side, at most, as a share of its side."""
+    share: float = Field(0.5, ge=0, le=1)
+    """Of the pictures of a step; the others are seen as they are. The teacher sees the safe ones as the student does,
+    in every step, which therefore takes longer."""
+
+
 class Train(Section):
     """Fine-tuning of the encoder."""
 
@@ -287,6 +301,8 @@ class Train(Section):
     """Of the objective's terms, by name, where they are not its own."""
     preserve: Preserve | None = None
     """Safe pairs that join each step; none unless given, as in the paper."""
+    views: Views | None = None
+    """Random views of pictures; none unless given, as in the paper."""
     epochs: int = Field(ge=1)
     """At most; validation loss and recall may stop earlier."""
     patience: int = Field(5, ge=1)

@@ -35,6 +35,7 @@ from safeclip.encoder.student import clip_of, load_trained_state, lower_frozen, 
 from safeclip.encoder.teacher import DRAWN, KEPT, Unit
 from safeclip.encoder.tracker import make_tracker
 from safeclip.encoder.validation import recall_sum, validation_losses
+from safeclip.encoder.views import choose_views, take_views
 from safeclip.records import row_seed
 
 SAY_EVERY = 20  # seconds between lines within an epoch
@@ -118,7 +119,9 @@ class Worker:
         self.rank, self.workers, self.device = rank, workers, device
         self.encoder = load_encoder(self.train.base, device)
         self.student = make_student(self.encoder.model, self.train.lora, plan.seed)
-        self.encoder.model = torch.nn.Identity()  # the teacher's numbers are at hand, so the teacher need not be
+        # The teacher's numbers are at hand, so the teacher need not be, unless pictures change from step to step.
+        self.teacher = self.encoder.model if self.train.views else None
+        self.encoder.model = torch.nn.Identity()
         if self.train.dtype == "bfloat16":
             lower_frozen(self.student, torch.bfloat16)
         if self.train.gradient_checkpointing:
@@ -158,11 +161,21 @@ class Worker:
 
     def _embed(self, module: Any, batch: Batch) -> torch.Tensor:
         """Returns the embeddings (N, 2, d) of texts and pictures."""
-        dtype = torch.bfloat16 if self.train.dtype == "bfloat16" else torch.float32
-        with torch.autocast(torch.device(self.device).type, dtype=dtype, enabled=dtype is torch.bfloat16):
+        with self._autocast():
             return module(batch.tokens.to(self.device), batch.pixels.to(self.device))
 
-    def _whole(self, split: str, gathered: torch.Tensor, rows: np.ndarray, kept: np.ndarray) -> Embeddings:
+    def _autocast(self) -> torch.autocast:
+        lower = self.train.dtype == "bfloat16"
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=lower)
+
+    def _whole(
+        self,
+        split: str,
+        gathered: torch.Tensor,
+        rows: np.ndarray,
+        kept: np.ndarray,
+        taught: dict[str, torch.Tensor] | None = None,
+    ) -> Embeddings:
         """Returns what the objective sees.
 
         Args:
@@ -170,6 +183,7 @@ class Worker:
             gathered: the workers' embeddings (workers, N, 2, d), of each its safe, unsafe and kept items.
             rows: numbers of the quadruplets, in the order of workers.
             kept: numbers of the safe pairs.
+            taught: what `_teach` returned.
         """
         own = len(rows) // self.workers
         sides = {"safe": gathered[:, :own], "unsafe": gathered[:, own : 2 * own], "kept": gathered[:, 2 * own :]}
@@ -184,6 +198,7 @@ class Worker:
                 found[name.replace("safe", "kept")] = value
         else:
             found |= {f"kept_{kind}_ref": found[f"kept_{kind}"].detach() for kind in ("text", "image")}
+        found |= taught or {}
         done = self.progress.epoch * self.batches + self.progress.step
         return Embeddings(
             **{name: value.to(self.device) for name, value in found.items()},
@@ -199,16 +214,50 @@ class Worker:
         steps = []
         for number in range(progress.step, len(batches)):
             step = progress.epoch * len(batches) + number
-            steps.append((batches[number], kept_rows(len(kept) if kept else 0, count, self.plan.seed, step)))
+            steps.append((step, batches[number], kept_rows(len(kept) if kept else 0, count, self.plan.seed, step)))
 
-        def load(step: tuple[np.ndarray, np.ndarray]) -> Batch:
-            parts = [rows.batch(share_of(step[0], self.rank, self.workers))]
-            if kept and len(step[1]):
-                parts.append(kept.batch(share_of(step[1], self.rank, self.workers)))
-            return Batch.join(parts)
+        def load(step: tuple[int, np.ndarray, np.ndarray]) -> Batch:
+            number, *numbers = step
+            own, pairs = (share_of(each, self.rank, self.workers) for each in numbers)
+            parts = [rows.batch(own)]
+            if kept and len(pairs):
+                parts.append(kept.batch(pairs))
+            return self._seen(Batch.join(parts), number, own, pairs)
 
-        for (quadruplets, pairs), batch in zip(steps, prefetch(load, steps), strict=True):
+        for (_, quadruplets, pairs), batch in zip(steps, prefetch(load, steps), strict=True):
             yield quadruplets, pairs, batch
+
+    def _seen(self, batch: Batch, step: int, rows: np.ndarray, kept: np.ndarray) -> Batch:
+        """Returns a worker's share of a step as it is seen: by views of its pictures, if there are to be views."""
+        if (views := self.train.views) is None:
+            return batch
+        sides = ((rows, "safe"), (rows, "unsafe"), (kept, KEPT))
+        chosen = [choose_views(numbers, views, self.plan.seed, step, side) for numbers, side in sides]
+        return Batch(batch.tokens, take_views(batch.pixels, np.concatenate(chosen)))
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch, rows: int) -> dict[str, torch.Tensor]:
+        """Returns the teacher's embeddings of the safe pictures as they are seen in this step, where there are views.
+
+        Args:
+            batch: the worker's share of the step.
+            rows: how many quadruplets are in it.
+
+        Returns:
+            Of all workers, `safe_image_ref` (B, d) and `kept_image_ref` (P, d); nothing where pictures are as they
+            always are, so that the numbers at hand hold.
+        """
+        if self.teacher is None:
+            return {}
+        safe = torch.cat([batch.pixels[:rows], batch.pixels[2 * rows :]]).to(self.device)
+        parts = safe.split(self.train.micro_batch or len(safe))
+        with self._autocast():
+            found = [self.teacher.encode_image(self.encoder.normalize_pixels(part), normalize=True) for part in parts]
+        every = all_rows(torch.cat(found).float(), self.rank, self.workers).unflatten(0, (self.workers, len(safe)))
+        return {
+            "safe_image_ref": every[:, :rows].flatten(0, 1),
+            "kept_image_ref": every[:, rows:].flatten(0, 1),
+        }
 
     def run_epoch(self, checkpoint: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
         """Trains until the epoch's end, and returns its record; None where the loss is not a finite number.
@@ -266,11 +315,12 @@ class Worker:
         self.optimizer.zero_grad(set_to_none=True)
         size = self.train.micro_batch or len(batch)
         parts = [batch.part(start, start + size) for start in range(0, len(batch), size)]
+        taught = self._teach(batch, len(rows) // self.workers)
         if len(parts) == 1:
             self._seed(step, 0)
-            losses = self._backward(self._embed(self.parallel, batch), rows, kept)
+            losses = self._backward(self._embed(self.parallel, batch), rows, kept, taught)
         else:
-            losses = self._backward_in_parts(parts, step, rows, kept)
+            losses = self._backward_in_parts(parts, step, rows, kept, taught)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_gradient or math.inf)
         self.optimizer.step()
         return {**losses, "gradient_norm": norm.item()}
@@ -279,16 +329,18 @@ class Worker:
         """Dropout is the only chance within a step. Its seed tells workers apart, and survives a resume."""
         torch.manual_seed(row_seed(self.plan.seed, step, part, self.rank, "dropout"))
 
-    def _backward(self, own: torch.Tensor, rows: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    def _backward(
+        self, own: torch.Tensor, rows: np.ndarray, kept: np.ndarray, taught: dict[str, torch.Tensor]
+    ) -> dict[str, float]:
         """Computes the losses of the whole step and their gradients for the worker's own embeddings (N, 2, d)."""
         gathered = all_rows(own, self.rank, self.workers).unflatten(0, (self.workers, len(own)))
-        losses = self.objective.losses(self._whole("train", gathered, rows, kept))
+        losses = self.objective.losses(self._whole("train", gathered, rows, kept, taught))
         total = self.objective.total(losses)
         (total * self.workers).backward()  # DDP averages over the workers what is a sum
         return {"total": total.item(), **{name: loss.item() for name, loss in losses.items()}}
 
     def _backward_in_parts(
-        self, parts: list[Batch], step: int, rows: np.ndarray, kept: np.ndarray
+        self, parts: list[Batch], step: int, rows: np.ndarray, kept: np.ndarray, taught: dict[str, torch.Tensor]
     ) -> dict[str, float]:
         """Does the same with the activations of one part at a time (GradCache; Gao et al., 2021).
 
@@ -301,7 +353,7 @@ class Worker:
                 self._seed(step, number)
                 embedded.append(self._embed(self.towers, part))
         own = torch.cat(embedded).requires_grad_()
-        losses = self._backward(own, rows, kept)
+        losses = self._backward(own, rows, kept, taught)
         assert own.grad is not None
         start = 0
         for number, part in enumerate(parts):

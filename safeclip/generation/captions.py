@@ -61,7 +61,7 @@ def collect(config: Config, settings: Source, folder: Folder, seed: int) -> dict
     """
     name, limit = folder.name, config.generate.max_reject_fraction
     source = identity(settings)
-    made_from = [source.get("sha256", "world"), settings.images, config.generate.draws(), seed]
+    made_from = [source.get("sha256", "world"), settings.images, settings.single, config.generate.draws(), seed]
     stage = Stage(folder, hash_of(*made_from, settings.count, settings.unit_rows, limit))
     if manifest := stage.manifest():
         print(f"{name}: complete, skipped")

@@ -101,6 +101,10 @@ def _world(settings: Source, seed: int) -> list[Entry]:
     while len(found) < settings.count:  # the same seed draws the same scenes first, however many
         before = len(found)
         for scene in scenes.sample_scenes(draws, seed, scenes.object_names(safe=True), reserved=False):
+            if scene.random("single").random() < settings.single:
+                scene = Scene(scene.objects[:1], scene.background, scene.seed)
+                if scene.reserved:
+                    continue
             found.setdefault(scenes.caption(scene), scene)
         if before and len(found) < 1.01 * before:
             raise UserError(

@@ -306,6 +306,16 @@ def test_validation_does_not_depend_on_the_batch(plan):
     assert one.validate() == other.validate()
 
 
+def test_the_teacher_sees_the_views_of_the_safe_pictures_that_the_student_sees(plan):
+    """A student that has not moved yet is where the teacher is, whatever views they have of the pictures."""
+    sets = ["train.objective=apart", "train.learning_rate=1.0e-12", "train.micro_batch=5"]
+    worker = Worker(plan("views", *sets, "train.views={share: 1, zoom: 0.3}"))
+    distance = worker.take_epoch()["loss"]["preserve image"]
+    assert distance == pytest.approx(0, abs=1e-6)
+    worker.teacher = None  # the numbers at hand are of the pictures as they are
+    assert worker.take_epoch()["loss"]["preserve image"] > 1e-3
+
+
 def test_a_loss_that_is_no_number_ends_the_epoch(plan):
     worker = Worker(plan("diverging", "train.learning_rate=1.0e+30"))
     assert worker.take_epoch() is None

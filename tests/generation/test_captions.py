@@ -63,6 +63,15 @@ def test_the_world_gives_distinct_captions_and_lossless_pictures(tmp_path):
     assert all(not scenes.concept_of(n) for row in rows for n in scenes.objects_named(row["safe_caption"]))
 
 
+def test_some_of_the_worlds_scenes_show_one_object_where_asked_and_none_that_tests_are_kept_for(tmp_path):
+    _, folder = run_stage(tmp_path, "world", "captions.count=200", "captions.single=0.25")
+    named = [scenes.objects_named(row["safe_caption"]) for row in rows_of(folder)]
+    assert 30 <= sum(len(names) == 1 for names in named) <= 70
+    for row, names in zip(rows_of(folder), named, strict=True):
+        background = scenes.background_named(row["safe_caption"])
+        assert not scenes.Scene(tuple(names), background, 0).reserved
+
+
 def test_the_same_seed_gives_the_same_rows_and_another_gives_others(tmp_path):
     same = [run_stage(tmp_path, "world", "captions.count=12", run=name)[0]["content_hash"] for name in ("a", "b")]
     other, _ = run_stage(tmp_path, "world", "captions.count=12", "seed=1", run="c")
