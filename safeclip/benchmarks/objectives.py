@@ -54,7 +54,7 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
         for seed in seeds:
             label = f"{name.replace(':', '.')}-{seed}"
             folder = run / "benchmark" / label
-            manifest = train_encoder(_with(config, name, seed), run, folder)
+            manifest = train_encoder(_with(config, name, seed), run, folder, run / "benchmark" / f"shared-{seed}")
             encoders[label] = folder / "open_clip"
             trained[label] = {"steps": manifest["train"]["steps"], "seconds": manifest["seconds"]}
     sets = evaluation_sets(run, config.evaluate.rendered, config.seed)

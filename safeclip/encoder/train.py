@@ -67,7 +67,9 @@ def check_settings(train: Train, counts: dict[str, int]) -> None:
                 )
 
 
-def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> dict[str, Any]:
+def train_encoder(
+    config: Config, run: Folder, folder: Folder | None = None, shared: Folder | None = None
+) -> dict[str, Any]:
     """Runs the stage: fine-tunes `train.base` on the run's quadruplets and writes the exports to `encoder/`.
 
     A Ray must be running. A training that was cut off goes on after its last checkpoint.
@@ -76,6 +78,8 @@ def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> 
         config: what to run.
         run: the run's folder, whose `quadruplets/` is complete.
         folder: where the output goes, instead of the run's `encoder/`.
+        shared: where the safe pairs and the teacher's embeddings lie, instead of beside the output, for trainings
+            of the same seed that use the same ones.
 
     Returns:
         The stage's manifest.
@@ -92,6 +96,8 @@ def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> 
     base_hash, content_hash = weights_hash(base.model), quadruplets["content_hash"]
     folder = folder or run / "encoder"
     folder = Folder(folder.path()) if folder.is_local else folder
+    shared = shared or folder
+    shared = Folder(shared.path()) if shared.is_local else shared
     stage = Stage(folder, hash_of(config.results()["train"], config.seed, base_hash, content_hash))
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
@@ -109,13 +115,13 @@ def train_encoder(config: Config, run: Folder, folder: Folder | None = None) -> 
         return stage.finish(began, content)
     folders = {split: run / "quadruplets" / split for split in SPLITS}
     if train.preserve:
-        folders[KEPT] = stage.folder / KEPT
+        folders[KEPT] = shared / KEPT
         kept = [collect(config, train.preserve, folders[KEPT], row_seed(config.seed, KEPT))]
         if train.preserve.drawn:
-            folders[DRAWN] = stage.folder / DRAWN
-            kept.append(redraw(config, stage.folder, DRAWN, KEPT, train.preserve.drawn))
+            folders[DRAWN] = shared / DRAWN
+            kept.append(redraw(config, shared, DRAWN, KEPT, train.preserve.drawn))
         content_hash = hash_of(content_hash, [unit["name"] for each in kept for unit in each["units"]])
-    teacher = stage.folder / "teacher"
+    teacher = shared / "teacher"
     units = embed_teacher(train.base, base_hash, folders, content_hash, teacher, train.resources)
     plan = Plan(train, config.seed, stage.key, folders, teacher, units, stage.folder / "tracker")
     progress, best = _fit(plan, stage)

@@ -253,9 +253,10 @@ def test_all_weights_can_be_trained(plan, tmp_path):
 
 
 def test_gradient_checkpointing_compiling_and_bfloat16_change_little(plan):
-    plain = gradients_of_a_step(Worker(plan("plain")))
+    as_they_are = "train.views=null"  # in views the teacher is rounded as the student is, so its targets differ
+    plain = gradients_of_a_step(Worker(plan("plain", as_they_are)))
     for setting, worst in (("gradient_checkpointing=true", 1e-5), ("dtype=bfloat16", 0.2)):
-        found = gradients_of_a_step(Worker(plan("other", f"train.{setting}")))
+        found = gradients_of_a_step(Worker(plan("other", as_they_are, f"train.{setting}")))
         assert worst_difference(found, plain) < worst
     eager, compiled = Worker(plan("eager")), Worker(plan("compiled", "train.compile=true"))
     _, _, batch = next(eager._steps())
