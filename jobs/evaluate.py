@@ -28,7 +28,7 @@ def evaluate_run(config: Config, run: Folder, comparison: Comparison | None = No
         comparison: the encoders; the run's own, before and after, unless given.
     """
     from safeclip.evaluation.evaluate import evaluate
-    from safeclip.evaluation.report import plain_table, summary_sentences
+    from safeclip.evaluation.summary import plain_table, summary_sentences
 
     comparison = comparison or default_comparison(config, run)
     evaluate(config, run, comparison)
