@@ -4,6 +4,7 @@
   python -m jobs.evaluate --run mine --set evaluate.rendered=300
   python -m jobs.evaluate --encoders base=world:encoder safe=runs/demo/encoder other=ViT-B-32/openai
   python -m jobs.evaluate --run mine --set evaluate.zero_shot.pets=data/pets  a folder of pictures a class, or Parquet
+  python -m jobs.evaluate --run mine --set evaluate.text_to_image=null        draws no pictures, which take longest
 
 Needs what jobs.generate made, and without --encoders what jobs.train_encoder made. The report goes to the run's
 report/; that of other encoders goes to report-<labels>-<hash>/ beside it. Embeddings are kept in the run's
