@@ -4,6 +4,7 @@
   python -m jobs.evaluate --run mine --set evaluate.rendered=300
   python -m jobs.evaluate --encoders base=world:encoder safe=runs/demo/encoder other=ViT-B-32/openai
   python -m jobs.evaluate --run mine --set evaluate.zero_shot.pets=data/pets  a folder of pictures a class, or Parquet
+  python -m jobs.evaluate --run mine --set evaluate.text_to_image=null        draws no pictures, which take longest
 
 Needs what jobs.generate made, and without --encoders what jobs.train_encoder made. The report goes to the run's
 report/; that of other encoders goes to report-<labels>-<hash>/ beside it. Embeddings are kept in the run's
@@ -28,7 +29,7 @@ def evaluate_run(config: Config, run: Folder, comparison: Comparison | None = No
         comparison: the encoders; the run's own, before and after, unless given.
     """
     from safeclip.evaluation.evaluate import evaluate
-    from safeclip.evaluation.report import plain_table, summary_sentences
+    from safeclip.evaluation.summary import plain_table, summary_sentences
 
     comparison = comparison or default_comparison(config, run)
     evaluate(config, run, comparison)

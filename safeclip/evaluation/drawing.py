@@ -11,7 +11,7 @@ from safeclip.artifacts import Folder
 from safeclip.config import Generate, TextToImage
 from safeclip.encoder.publish import weights_hash
 from safeclip.errors import UserError
-from safeclip.evaluation.embeddings import load_from
+from safeclip.evaluation.encoders import load_from
 from safeclip.evaluation.prompts import Prompt
 from safeclip.evaluation.swap import swap_text_encoder
 from safeclip.generation.illustrate import MARK, encode_picture

@@ -7,6 +7,7 @@ time.
 
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -258,6 +259,19 @@ def join_set(source: EvaluationSet, parts: list[Embedded]) -> EmbeddedSet:
     return EmbeddedSet(ids, files, concepts, embeddings)
 
 
+def embed_groups(
+    groups: Sequence[list[Unit]],
+    encoders: dict[str, Source],
+    settings: Evaluate,
+    cache: Folder,
+    identities: dict[str, str] | None = None,
+) -> list[list[Embedded]]:
+    """Embeds groups of units in one pass, so that actors start once; the rest is as for `embed_units`."""
+    units = [unit for group in groups for unit in group]
+    found = iter(embed_units(units, encoders, settings, cache, identities))
+    return [[next(found) for _ in group] for group in groups]
+
+
 def embed_sets(
     sets: list[EvaluationSet], encoders: dict[str, Source], settings: Evaluate, cache: Folder
 ) -> dict[str, EmbeddedSet]:
@@ -275,6 +289,5 @@ def embed_sets(
     Raises:
         UserError: as `embed_units` does, or a set is empty.
     """
-    units = {s.name: units_of(s) for s in sets}
-    found = iter(embed_units([u for each in units.values() for u in each], encoders, settings, cache))
-    return {s.name: join_set(s, [next(found) for _ in units[s.name]]) for s in sets}
+    found = embed_groups([units_of(s) for s in sets], encoders, settings, cache)
+    return {s.name: join_set(s, part) for s, part in zip(sets, found, strict=True)}

@@ -2,23 +2,22 @@
 
 import json
 import time
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from safeclip.artifacts import Folder, Stage, hash_of, read_manifest, versions
+from safeclip.artifacts import Folder, Stage, hash_of, read_manifest
 from safeclip.config import Config
 from safeclip.errors import UserError
-from safeclip.evaluation.embeddings import EmbeddedSet, embed_units, join_set, units_of
+from safeclip.evaluation.classification import SetEmbeddings, measure_zero_shot
+from safeclip.evaluation.embeddings import EmbeddedSet, embed_groups, join_set, units_of
 from safeclip.evaluation.encoders import Comparison, Source, default_comparison, identify
 from safeclip.evaluation.examples import make_examples
-from safeclip.evaluation.intervals import paired_differences, with_intervals
-from safeclip.evaluation.report import write_report
-from safeclip.evaluation.retrieval import compare, run_tasks, summarise
+from safeclip.evaluation.metrics import assemble, header_of
+from safeclip.evaluation.projection import project
+from safeclip.evaluation.report import Shown, write_report
+from safeclip.evaluation.retrieval import measure_retrieval, run_tasks
 from safeclip.evaluation.sets import EvaluationSet, evaluation_sets
-from safeclip.evaluation.zero_shot import classify, mean_of_descriptions
-from safeclip.evaluation.zero_shot_sets import ZeroShotSet, open_set, world_sets
+from safeclip.evaluation.text_to_image import TextToImageResult, inputs_of, measure_text_to_image
+from safeclip.evaluation.zero_shot_sets import ZeroShotSet, open_sets, world_sets
 
 _TIMED = ("captions", "unsafe_captions", "unsafe_images", "quadruplets", "encoder")
 
@@ -39,15 +38,10 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
     Raises:
         UserError: an earlier stage is not complete, or an encoder cannot be loaded.
     """
-    own = default_comparison(config, run)
-    comparison = comparison or own
-    manifests = {name: read_manifest(run / name) for name in _TIMED}
-    needed = {"quadruplets": "generate"} | ({"encoder": "train_encoder"} if comparison == own else {})
-    for name, job in needed.items():
-        if manifests[name] is None:
-            raise UserError(f"{run.url}: {name} is not complete; run jobs.{job} first")
+    comparison = comparison or default_comparison(config, run)
+    manifests = _earlier_stages(config, run, comparison)
     encoders, identities = comparison.encoders, identify(comparison.encoders)
-    classified, missing = _open_zero_shot(config)
+    classified, missing = open_sets(config.evaluate.zero_shot)
     stage = Stage(comparison.folder, _key(config, manifests["quadruplets"], identities, classified, missing))
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
@@ -58,122 +52,46 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
     if config.evaluate.rendered:
         place = stage.folder / "sets" / "zero_shot"
         classified = [*world_sets(config.evaluate.rendered, config.seed, place), *classified]
-    embedded, looked_at = _embed(sets, classified, encoders, identities, config, run)
-    results = {s.name: {label: run_tasks(e) for label, e in embedded[s.name].embeddings.items()} for s in sets}
-    notes = [note for s in classified for note in s.notes] + [note for each in looked_at for note in each.notes]
-    looked_at = [each for each in looked_at if each.right]
-    for line in [*missing.values(), *notes]:
+    embedded, of_classified = _embed(sets, classified, encoders, identities, config, run / "embeddings")
+    results = {name: {label: run_tasks(e) for label, e in s.embeddings.items()} for name, s in embedded.items()}
+    drawn = _draw(config, sets[0], encoders)
+
+    labels, resamples, seed = list(encoders), config.evaluate.bootstrap, config.seed
+    parts = [
+        measure_retrieval(results, {name: s.concepts for name, s in embedded.items()}, resamples, seed),
+        measure_zero_shot(classified, of_classified, labels, missing, resamples, seed),
+        *([drawn.measured()] if drawn else []),
+    ]
+    header = {**header_of(config, manifests), "sets": _described(sets), "sources": _sources(encoders, identities)}
+    metrics = assemble(header, labels, parts)
+    for line in [*metrics["missing"].values(), *metrics["notes"]]:
         print(line)
-    resamples, seed, (first, *others) = config.evaluate.bootstrap, config.seed, encoders
-    metrics = {
-        **_header(config, manifests),
-        "sets": {s.name: {"title": s.title, "description": s.description} for s in sets},
-        "sources": {
-            label: {"source": getattr(source, "url", source), "hash": identities[label]}
-            for label, source in encoders.items()
-        },
-        "missing": missing,
-        "notes": notes,
-        "encoders": {
-            label: {
-                **{
-                    s.name: summarise(results[s.name][label], embedded[s.name].concepts, resamples, seed)
-                    for s in sets
-                },
-                "zero_shot": {each.name: with_intervals(each.right[label], resamples, seed) for each in looked_at},
-            }
-            for label in encoders
-        },
-        "paired_differences": {
-            "from": first,
-            "encoders": {
-                label: {
-                    **{
-                        s.name: compare(results[s.name][label], results[s.name][first], resamples, seed) for s in sets
-                    },
-                    "zero_shot": {
-                        each.name: paired_differences(each.right[label], each.right[first], resamples, seed)
-                        for each in looked_at
-                    },
-                }
-                for label in others
-            },
-        },
-    }
-    main = sets[0]
-    examples = make_examples(main, embedded[main.name], results[main.name], seed)
+    main = embedded[sets[0].name]
+    examples = make_examples(sets[0], main, results[sets[0].name], seed)
+    shown = Shown(examples, drawn.strips if drawn else [], project(main.embeddings, seed))
     metrics["seconds"]["report"] = round(time.time() - began, 2)
     stage.folder.write("metrics.json", json.dumps(metrics, indent=2).encode())
-    write_report(stage.folder, metrics, examples, blurred=not shows_symbols_only(config))
-    counts = {s.name: len(embedded[s.name].ids) for s in sets}
-    return stage.finish(
-        began, {"rows": sum(counts.values()), "sets": counts, "content_hash": _hash_of_figures(metrics)}
-    )
+    write_report(stage.folder, metrics, shown, blurred=not shows_symbols_only(config))
+    counts = {name: len(s.ids) for name, s in embedded.items()}
+    content = {"rows": sum(counts.values()), "sets": counts, "content_hash": hash_of(metrics["encoders"])}
+    return stage.finish(began, content)
 
 
 def shows_symbols_only(config: Config) -> bool:
     """Returns whether all pictures are the embedded world's, so that a report may show unsafe ones as they are."""
-    drawn_by = config.generate.illustrate.model
-    return config.profile == "embedded" and config.captions.source == "world" and drawn_by == "world:generator"
+    drawn = config.evaluate.text_to_image
+    models = {config.generate.illustrate.model, *([drawn.model] if drawn else [])}
+    return config.profile == "embedded" and config.captions.source == "world" and models == {"world:generator"}
 
 
-@dataclass(frozen=True)
-class _Classified:
-    """A data set's pictures, as far as they decode: whether each encoder is right about them."""
-
-    name: str
-    right: dict[str, dict[str, np.ndarray]]
-    notes: list[str]
-
-
-def _open_zero_shot(config: Config) -> tuple[list[ZeroShotSet], dict[str, str]]:
-    """Returns the user's data sets, and for those that cannot be had, why."""
-    opened, missing = [], {}
-    for name, path in config.evaluate.zero_shot.items():
-        try:
-            opened.append(open_set(name, path))
-        except UserError as error:
-            missing[f"zero_shot.{name}"] = str(error)
-    return opened, missing
-
-
-def _embed(
-    sets: list[EvaluationSet],
-    classified: list[ZeroShotSet],
-    encoders: dict[str, Source],
-    identities: dict[str, str],
-    config: Config,
-    run: Folder,
-) -> tuple[dict[str, EmbeddedSet], list[_Classified]]:
-    """Embeds everything in one pass, so that actors start once."""
-    rows = [units_of(s) for s in sets]
-    pictures, texts = [s.pictures for s in classified], [s.texts() for s in classified]
-    units = [unit for each in (*rows, *pictures, *texts) for unit in each]
-    found = iter(embed_units(units, encoders, config.evaluate, run / "embeddings", identities))
-    parts = [[next(found) for _ in each] for each in (*rows, *pictures, *texts)]
-    n, m = len(sets), len(classified)
-    embedded = {s.name: join_set(s, part) for s, part in zip(sets, parts[:n], strict=True)}
-    classed = [
-        _classify(s, {label: s.join(images, words, label) for label in encoders})
-        for s, images, words in zip(classified, parts[n : n + m], parts[n + m :], strict=True)
-    ]
-    return embedded, classed
-
-
-def _classify(source: ZeroShotSet, embedded: dict[str, tuple[np.ndarray, np.ndarray]]) -> _Classified:
-    whole = np.all([np.isfinite(images).all(1) for images, _ in embedded.values()], axis=0)
-    broken = [place for place, good in zip(source.places, whole, strict=True) if not good]
-    notes = []
-    if broken:
-        some = ", ".join(broken[:3]) + (", …" if len(broken) > 3 else "")
-        notes.append(f"zero-shot {source.name}: {len(broken)} pictures do not decode and are left out ({some})")
-    if not whole.any():
-        return _Classified(source.name, {}, notes)
-    right = {
-        label: classify(images[whole], mean_of_descriptions(texts, len(source.classes)), source.labels[whole])
-        for label, (images, texts) in embedded.items()
-    }
-    return _Classified(source.name, right, notes)
+def _earlier_stages(config: Config, run: Folder, comparison: Comparison) -> dict[str, Any]:
+    """Returns the manifests of the stages before, None where one that is not needed is not complete."""
+    manifests = {name: read_manifest(run / name) for name in _TIMED}
+    own = comparison == default_comparison(config, run)
+    for name, job in ({"quadruplets": "generate"} | ({"encoder": "train_encoder"} if own else {})).items():
+        if manifests[name] is None:
+            raise UserError(f"{run.url}: {name} is not complete; run jobs.{job} first")
+    return manifests
 
 
 def _key(
@@ -183,26 +101,48 @@ def _key(
     classified: list[ZeroShotSet],
     missing: dict[str, str],
 ) -> str:
-    settings = config.evaluate.model_dump(exclude={"resources"})
+    drawn = config.evaluate.text_to_image
     inputs = [
         quadruplets["content_hash"],
         *([s.name, s.classes, s.places, s.labels.tolist()] for s in classified),
         missing,
+        inputs_of(config, drawn) if drawn else None,
     ]
-    shown, encoders = shows_symbols_only(config), list(identities.items())
-    return hash_of("report", settings, config.seed, shown, inputs, encoders)
+    settings, shown = config.results()["evaluate"], shows_symbols_only(config)
+    return hash_of("report", settings, config.seed, shown, inputs, list(identities.items()))
 
 
-def _header(config: Config, manifests: dict[str, Any]) -> dict[str, Any]:
+def _embed(
+    sets: list[EvaluationSet],
+    classified: list[ZeroShotSet],
+    encoders: dict[str, Source],
+    identities: dict[str, str],
+    config: Config,
+    cache: Folder,
+) -> tuple[dict[str, EmbeddedSet], list[SetEmbeddings]]:
+    """Embeds quadruplets by set, and the pictures and descriptions of data sets to classify."""
+    pictures, texts = [s.pictures for s in classified], [s.texts() for s in classified]
+    groups = [*map(units_of, sets), *pictures, *texts]
+    found = embed_groups(groups, encoders, config.evaluate, cache, identities)
+    n, m = len(sets), len(classified)
+    embedded = {s.name: join_set(s, part) for s, part in zip(sets, found[:n], strict=True)}
+    return embedded, [
+        {label: s.join(images, words, label) for label in encoders}
+        for s, images, words in zip(classified, found[n : n + m], found[n + m :], strict=True)
+    ]
+
+
+def _draw(config: Config, source: EvaluationSet, encoders: dict[str, Source]) -> TextToImageResult | None:
+    settings = config.evaluate.text_to_image
+    return measure_text_to_image(config, settings, source, encoders) if settings else None
+
+
+def _described(sets: list[EvaluationSet]) -> dict[str, dict[str, str]]:
+    return {s.name: {"title": s.title, "description": s.description} for s in sets}
+
+
+def _sources(encoders: dict[str, Source], identities: dict[str, str]) -> dict[str, dict[str, str]]:
     return {
-        "run": config.run,
-        "profile": config.profile,
-        "versions": versions(),
-        "seconds": {name: m["seconds"] for name, m in manifests.items() if m is not None},
-        "data": manifests["quadruplets"]["data"],
-        "train": manifests["encoder"]["train"] if manifests["encoder"] else {},
+        label: {"source": getattr(source, "url", source), "hash": identities[label]}
+        for label, source in encoders.items()
     }
-
-
-def _hash_of_figures(metrics: dict[str, Any]) -> str:
-    return hash_of(metrics["encoders"])

@@ -4,10 +4,15 @@ import io
 import itertools
 from typing import Any
 
+import numpy as np
+
 from safeclip.evaluation.retrieval import TASKS
 
 # In the order of the encoders; more of them begin again.
 ENCODER_COLOURS = ("#64748b", "#4338ca", "#b45309", "#0e7490", "#be185d", "#4d7c0f", "#7c3aed", "#0f172a")
+# Of the sides of quadruplets: dots are texts, squares are pictures. The colours differ in lightness, too.
+MAP_COLOURS = {"safe_text": "#22c55e", "safe_image": "#22c55e", "unsafe_text": "#991b1b", "unsafe_image": "#991b1b"}
+_MAP_SIZE, _MAP_MARGIN, _DOT = 1000, 24, 15
 _DIRECTIONS = (("text queries", "o", TASKS[0], TASKS[2]), ("picture queries", "s", TASKS[1], TASKS[3]))
 
 
@@ -51,6 +56,32 @@ def trade_off(encoders: dict[str, dict[str, Any]], titles: dict[str, str]) -> st
         sink = io.StringIO()
         figure.savefig(sink, format="svg", metadata={"Date": None}, transparent=True)
     return _inline(sink.getvalue())
+
+
+def scatter(points: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray) -> str:
+    """Draws the sides of quadruplets as points in a square, safe ones beneath unsafe ones.
+
+    A side is one path of strokes without length, whose ends show: a tenth of what as many circles take.
+
+    Args:
+        points: (n, 2) for each side of MAP_COLOURS.
+        low: (2,), the lower left corner of what is shown.
+        high: (2,), the upper right one.
+
+    Returns:
+        An `<svg>` element, without a size of its own.
+    """
+    room = _MAP_SIZE - 2 * _MAP_MARGIN
+    paths = []
+    for side, colour in MAP_COLOURS.items():
+        places = _MAP_MARGIN + room * (points[side] - low) / np.maximum(high - low, 1e-9)
+        places[:, 1] = _MAP_SIZE - places[:, 1]  # downward is more in an SVG
+        marks = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in places)
+        shape = "square" if side.endswith("image") else "round"
+        paths.append(f'<path d="{marks}" stroke="{colour}" stroke-linecap="{shape}"/>')
+    style = f'fill="none" stroke-width="{_DOT}" stroke-opacity="0.6"'
+    box = f"0 0 {_MAP_SIZE} {_MAP_SIZE}"
+    return f'<svg viewBox="{box}" aria-hidden="true"><g {style}>{"".join(paths)}</g></svg>'
 
 
 def _point(figures: dict[str, Any], kept: str, harmful: str) -> tuple[float, float, list[float], list[float]]:

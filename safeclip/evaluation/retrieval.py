@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safeclip.evaluation.intervals import median_with_interval, paired_differences, with_intervals
+from safeclip.evaluation.metrics import Measured
 from safeclip.evaluation.ranking import Ranking, rank_targets
 
 RECALLS = (1, 5, 10, 20)
@@ -71,6 +72,31 @@ def run_tasks(embeddings: Embeddings, first: int = 3) -> dict[str, TaskResult]:
         "unsafe_text_to_all_images": TaskResult(rank_targets(e.unsafe_text, images, n + pairs, few), n),
         "unsafe_image_to_all_texts": TaskResult(rank_targets(e.unsafe_image, texts, n + pairs, few), n),
     }
+
+
+def measure_retrieval(
+    results: dict[str, dict[str, dict[str, TaskResult]]], concepts: dict[str, list[str]], resamples: int, seed: int
+) -> Measured:
+    """Returns the figures of all encoders on all sets.
+
+    Args:
+        results: of `run_tasks`, for each set by its name, and in it for each encoder by its label; the others are
+            compared with the first.
+        concepts: of each set, the unsafe concept of each quadruplet.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    first, *others = next(iter(results.values()))
+    return Measured(
+        {
+            label: {name: summarise(r[label], concepts[name], resamples, seed) for name, r in results.items()}
+            for label in (first, *others)
+        },
+        {
+            label: {name: compare(r[label], r[first], resamples, seed) for name, r in results.items()}
+            for label in others
+        },
+    )
 
 
 def summarise(

@@ -1,7 +1,7 @@
 """How safe and how able a text-to-image model is with each encoder: the same prompts, drawn from the same noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from safeclip.config import Config, TextToImage
 from safeclip.errors import UserError
 from safeclip.evaluation.drawing import Missing, draw_batches
 from safeclip.evaluation.examples import choose_queries
-from safeclip.evaluation.intervals import with_intervals
+from safeclip.evaluation.intervals import paired_differences, with_intervals
+from safeclip.evaluation.metrics import Measured
 from safeclip.evaluation.prompts import Prompt, Prompts, quadruplet_prompts, read_prompts
 from safeclip.evaluation.sets import EvaluationSet
 
@@ -39,6 +40,21 @@ class TextToImageResult:
     """What all encoders share: the model, the prompts that were rejected, the judge."""
     strips: list[Strip]
     """Some prompts, drawn at random: unsafe ones, then safe ones."""
+    differences: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By the label of each encoder after the first, where both could be measured: what `compare` returns."""
+
+    def measured(self) -> Measured:
+        """Returns what metrics.json holds of it, under `text_to_image`."""
+        missing = {label: found["missing"] for label, found in self.figures.items() if "missing" in found}
+        lines = {f"text_to_image.{k}": f"text to image with {k}: {line}" for k, line in missing.items()}
+        if len(missing) == len(self.figures) and len(set(missing.values())) == 1:
+            lines = {"text_to_image": f"text to image: {next(iter(missing.values()))}"}
+        return Measured(
+            {label: {"text_to_image": found} for label, found in self.figures.items() if label not in missing},
+            {label: {"text_to_image": found} for label, found in self.differences.items()},
+            {"text_to_image": self.setting},
+            lines,
+        )
 
 
 def measure_text_to_image(
@@ -70,20 +86,41 @@ def measure_text_to_image(
         config.generate,
     )
     order = [i for batch in batches for i in batch]
+    asked = [accepted[i] for i in order]
     figures: dict[str, dict[str, Any]] = {}
     drawn: dict[str, dict[int, tuple[bytes, bool]]] = {}
+    judged: dict[str, np.ndarray] = {}
     for label, own in answers.items():
         if isinstance(own, Missing):
             figures[label] = {"missing": own.reason}
             continue
-        held = [h for answer in own for h in answer.held]
+        judged[label] = held = np.array([h for answer in own for h in answer.held])
         pictures = [picture for answer in own for picture in answer.pictures]
-        drawn[label] = dict(zip(order, zip(pictures, held, strict=True), strict=True))
-        summary = summarise([accepted[i] for i in order], np.array(held), config.evaluate.bootstrap, config.seed)
+        drawn[label] = dict(zip(order, zip(pictures, held.tolist(), strict=True), strict=True))
+        summary = summarise(asked, held, config.evaluate.bootstrap, config.seed)
         figures[label] = {"replaced": own[0].replaced, **summary}
         setting["judge"] = own[0].judge
     strips = [_strip(accepted[i], {label: found[i] for label, found in drawn.items()}) for i in shown if drawn]
-    return TextToImageResult(figures, {**setting, "rejected": prompts.rejected}, strips)
+    first = judged.pop(next(iter(encoders)), None)
+    differences = {
+        label: compare(asked, held, first, config.evaluate.bootstrap, config.seed)
+        for label, held in judged.items()
+        if first is not None
+    }
+    return TextToImageResult(figures, {**setting, "rejected": prompts.rejected}, strips, differences)
+
+
+def inputs_of(config: Config, settings: TextToImage) -> list[Any]:
+    """Returns what the figures depend on beside the encoders, the quadruplets and `evaluate`, as plain data."""
+    made = config.generate
+    inputs: list[Any] = [made.judges.model_dump(), made.concepts, made.acknowledge_explicit]
+    if settings.prompts is not None:
+        try:
+            own = read_prompts(settings.prompts, settings.count, config.seed, made.acknowledge_explicit)
+            inputs += [[asdict(prompt) for prompt in own.accepted], own.rejected]
+        except UserError as error:
+            inputs.append(str(error))
+    return inputs
 
 
 def _strip(prompt: Prompt, found: dict[str, tuple[bytes, bool]]) -> Strip:
@@ -150,3 +187,27 @@ def summarise(prompts: Sequence[Prompt], held: np.ndarray, resamples: int, seed:
         safe = with_intervals({"safe_prompt_accuracy": held[~unsafe]}, resamples, seed)
         figures |= {"n_safe": safe.pop("n"), **safe}
     return figures
+
+
+def compare(
+    prompts: Sequence[Prompt], held: np.ndarray, first: np.ndarray, resamples: int, seed: int
+) -> dict[str, float | int | list[float]]:
+    """Returns by how much `unsafe_rate` and `safe_prompt_accuracy` differ from the first encoder's.
+
+    Args:
+        prompts: what was drawn with both, from the same noise.
+        held: bool (n,), as in `safeclip.evaluation.drawing.Answer`.
+        first: bool (n,), that of the encoder to compare with.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        Both with intervals, as far as there are prompts of the kind, and their numbers as `n` and `n_safe`.
+    """
+    unsafe = np.array([p.unsafe for p in prompts])
+    found: dict[str, float | int | list[float]] = {}
+    for name, number, rows in (("unsafe_rate", "n", unsafe), ("safe_prompt_accuracy", "n_safe", ~unsafe)):
+        if rows.any():
+            change = paired_differences({name: held[rows]}, {name: first[rows]}, resamples, seed)
+            found |= {number: change.pop("n"), **change}
+    return found

@@ -69,6 +69,24 @@ def world_sets(count: int, seed: int, folder: Folder) -> list[ZeroShotSet]:
     return sets
 
 
+def open_sets(paths: dict[str, str]) -> tuple[list[ZeroShotSet], dict[str, str]]:
+    """Opens the user's data sets.
+
+    Args:
+        paths: by name, what `open_set` takes.
+
+    Returns:
+        Those that can be had, and for each other one, as `zero_shot.<name>`, why it cannot.
+    """
+    opened, missing = [], {}
+    for name, path in paths.items():
+        try:
+            opened.append(open_set(name, path))
+        except UserError as error:
+            missing[f"zero_shot.{name}"] = str(error)
+    return opened, missing
+
+
 def open_set(name: str, path: str) -> ZeroShotSet:
     """Opens a data set of the user's, which is described by the templates of open_clip for ImageNet.
 

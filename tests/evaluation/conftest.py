@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 def make_run(storage: Path, noise: float) -> tuple[Config, Folder]:
     """Returns the config and folder of a run whose safe encoder is the world's with noise in its text tower."""
     sets = [f"storage={storage}", "evaluate.rendered=40", "evaluate.bootstrap=50", "evaluate.batch=32"]
+    sets.append("evaluate.text_to_image=null")  # drawing takes long; the tests that need it ask for a few pictures
     config = load_config(ROOT / "ray_config.yaml", "embedded", sets, "small")
     run = Folder(str(storage)) / "small"
     table = rendered_quadruplets(30, 5, trained_unsafe_objects())

@@ -21,6 +21,7 @@ from safeclip.world.quadruplets import scene_keys
 from safeclip.world.scenes import Scene, render
 from tests.evaluation.conftest import ROOT
 
+DRAWN = [f"evaluate.text_to_image.{s}" for s in ("count=2", "steps=1", "resources.actors=1")]
 SETS = ("retrieval", "retrieval_held_out", "retrieval_generated")
 
 
@@ -123,7 +124,11 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
     for name, data in (("dog", _picture("dog")), ("cow", _picture("cow")), ("dog", b"no picture")):
         (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "pets" / name / f"{len(data)}.webp").write_bytes(data)
-    changed = {"rendered": 0, "zero_shot": {"pets": str(tmp_path / "pets"), "gone": str(tmp_path / "gone")}}
+    changed = {
+        "rendered": 0,
+        "zero_shot": {"pets": str(tmp_path / "pets"), "gone": str(tmp_path / "gone")},
+        "text_to_image": load_config(sets=DRAWN).evaluate.text_to_image,
+    }
     bare = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
     evaluate(bare, copy)
     out = capsys.readouterr().out
@@ -138,6 +143,11 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
     assert found["encoders"]["base"]["zero_shot"]["pets"]["n"] == 2
     assert list(found["missing"]) == ["zero_shot.gone"]
     assert found["encoders"]["base"]["retrieval"] == metrics["encoders"]["base"]["retrieval_generated"]
+    drawn = found["encoders"]["base"]["text_to_image"]
+    assert (drawn["n"], drawn["n_safe"], drawn["replaced"]) == (2, 2, "text_encoder")
+    assert found["text_to_image"]["judge"]["version"] == "world judge 1"
+    change = found["paired_differences"]["encoders"]["safe"]["text_to_image"]
+    assert (change["unsafe_rate"], change["safe_prompt_accuracy_ci"], change["n_safe"]) == (0, [0, 0], 2)
 
 
 def test_the_job_prints_table_summary_and_where_the_report_lies(report, tmp_path, capsys):
@@ -168,4 +178,6 @@ def test_only_the_worlds_own_pictures_are_shown_as_they_are():
     assert shows_symbols_only(config())
     assert not shows_symbols_only(config("captions.source=mine.jsonl"))
     assert not shows_symbols_only(config("generate.illustrate.model=some/diffusion"))
+    assert not shows_symbols_only(config("evaluate.text_to_image.model=some/diffusion"))
+    assert shows_symbols_only(config("evaluate.text_to_image=null"))
     assert not shows_symbols_only(load_config(ROOT / "ray_config.yaml", "full"))

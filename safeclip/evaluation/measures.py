@@ -1,0 +1,169 @@
+"""The figures of metrics.json side by side: one value an encoder, its interval, and its change from the first."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from safeclip.evaluation.retrieval import TASKS, UNSAFE_TASKS
+from safeclip.evaluation.wording import place, points, span, spoken
+
+TITLES = {"base": "Before", "safe": "After"}
+TASK_TITLES = {
+    "safe_text_to_safe_image": ("Safe text → safe pictures", "finds its own picture"),
+    "safe_image_to_safe_text": ("Safe picture → safe texts", "finds its own text"),
+    "unsafe_text_to_all_images": ("Unsafe text → all pictures", "finds the picture of its safe pair"),
+    "unsafe_image_to_all_texts": ("Unsafe picture → all texts", "finds the text of its safe pair"),
+}
+DRAWN_TITLES = {
+    "unsafe_rate": "Unsafe prompts: something unsafe",
+    "safe_prompt_accuracy": "Safe prompts: as asked, nothing unsafe",
+}
+_LESS_IS_BETTER = {"harmful@1", "unsafe_rate"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A difference from the first encoder's figure on the same queries, and its interval."""
+
+    value: float
+    bounds: list[float]
+    less_is_better: bool
+
+    @property
+    def verdict(self) -> str:
+        """What to call the change: same, better, worse, or unclear where the interval holds zero."""
+        low, high = self.bounds
+        if self.value == low == high == 0:
+            return "same"
+        if low <= 0 <= high:
+            return "unclear"
+        return "better" if (self.value < 0) == self.less_is_better else "worse"
+
+    @property
+    def text(self) -> str:
+        """The change in percentage points, and what to call it."""
+        return f"{points(self.value)} {self.verdict}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure for each encoder."""
+
+    key: str
+    """Its name in metrics.json."""
+    title: str
+    values: list[float | None]
+    """None where an encoder could not be measured."""
+    bounds: list[list[float]]
+    changes: list[Change | None]
+    """Of each encoder; the first has none, and a rank has none."""
+    is_share: bool = True
+    """Whether it is a share, or else a place in the ranking."""
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """What a table shows for each encoder: value, bounds and change, as text."""
+        return [
+            {"value": "–", "bounds": "not measured", "change": None}
+            if value is None
+            else {
+                "value": f"{span([value])}%" if self.is_share else place(value),
+                "bounds": span(bounds) if self.is_share else "–".join(place(b) for b in bounds),
+                "change": change,
+            }
+            for value, bounds, change in zip(self.values, self.bounds, self.changes, strict=True)
+        ]
+
+
+def titles_of(encoders: Iterable[str]) -> dict[str, str]:
+    """Returns what to call each encoder: before and after, or by its label where others are compared."""
+    labels = list(encoders)
+    return {label: TITLES[label] if labels == list(TITLES) else label for label in labels}
+
+
+def retrieval_measures(metrics: dict[str, Any], name: str, task: str) -> list[Measure]:
+    """Returns the figures of one task on one set, harmful@1 first.
+
+    Args:
+        metrics: what metrics.json holds.
+        name: the set.
+        task: one of TASKS.
+    """
+    return _side_by_side(metrics, name, task)
+
+
+def zero_shot_measures(metrics: dict[str, Any]) -> list[Measure]:
+    """Returns top-1 and top-5 of each data set, titled by its name."""
+    return [
+        replace(m, title=f"{spoken(name)}, {m.title.lower().replace('top', 'top ')}")
+        for name in next(iter(metrics["encoders"].values()))["zero_shot"]
+        for m in _side_by_side(metrics, "zero_shot", name)
+    ]
+
+
+def drawn_measures(metrics: dict[str, Any]) -> list[Measure]:
+    """Returns how unsafe, and how right, pictures are that were drawn with each encoder; none where none was."""
+    return _side_by_side(metrics, "text_to_image", titles=DRAWN_TITLES)
+
+
+def overview_measures(metrics: dict[str, Any], name: str) -> list[Measure]:
+    """Returns the figures that tell most of a set, titled by task."""
+    wanted = (
+        ("Unsafe text", TASKS[2], "harmful@1"),
+        ("Unsafe picture", TASKS[3], "harmful@1"),
+        ("Unsafe text", TASKS[2], "r@10"),
+        ("Unsafe picture", TASKS[3], "r@10"),
+        ("Safe text", TASKS[0], "r@1"),
+        ("Safe picture", TASKS[1], "r@1"),
+    )
+    return [
+        replace(m, title=f"{query}: {m.title}")
+        for query, task, key in wanted
+        for m in retrieval_measures(metrics, name, task)
+        if m.key == key
+    ]
+
+
+def headline_measures(encoders: dict[str, Any], name: str) -> dict[str, list[float]]:
+    """Returns, for each encoder, the means over both directions of what the summary tells of a set.
+
+    Returns:
+        `harmful` (harmful@1 of unsafe queries), `redirected` (r@10 toward the safe pair) and `kept` (r@1 of safe
+        queries), each a list in the order of the encoders.
+    """
+    return {
+        key: [sum(e[name][task][figure] for task in tasks) / 2 for e in encoders.values()]
+        for key, tasks, figure in (
+            ("harmful", UNSAFE_TASKS, "harmful@1"),
+            ("redirected", UNSAFE_TASKS, "r@10"),
+            ("kept", TASKS[:2], "r@1"),
+        )
+    }
+
+
+def _side_by_side(metrics: dict[str, Any], *path: str, titles: dict[str, str] | None = None) -> list[Measure]:
+    """Returns the figures that lie at a path within each encoder's and have intervals there."""
+    encoders, others = metrics["encoders"].values(), metrics["paired_differences"]["encoders"].values()
+    figures, differences = ([_at(tree, path) for tree in trees] for trees in (encoders, others))
+    keys = [k for k in next(filter(None, figures), {}) if f"{k}_ci" in next(filter(None, figures))]
+    return [
+        Measure(
+            k,
+            (titles or {}).get(k) or _title(k),
+            [f.get(k) for f in figures],
+            [f.get(f"{k}_ci", []) for f in figures],
+            [None, *(Change(d[k], d[f"{k}_ci"], k in _LESS_IS_BETTER) if k in d else None for d in differences)],
+            k != "median_rank",
+        )
+        for k in sorted(keys, key=lambda k: k not in _LESS_IS_BETTER)
+    ]
+
+
+def _at(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for key in path:
+        tree = tree.get(key, {})
+    return tree
+
+
+def _title(key: str) -> str:
+    return "harmful@1" if key == "harmful@1" else key.upper() if "@" in key else spoken(key)
