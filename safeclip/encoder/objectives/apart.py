@@ -18,10 +18,10 @@ class Apart(Objective):
     finds its unsafe picture first. Here an unsafe text picks, by cross-entropy, the safe picture of its row among all
     safe pictures of the step *and all unsafe ones*; an unsafe picture likewise. Which of the safe ones it is can be
     guessed in part only, so a second cross-entropy asks for the other half alone: the safe target before all unsafe
-    items, by a margin, for a search meets many more of them than a step has. Unsafe items count where they are and where
-    the teacher has them: one that the student fails to recognise as unsafe has not moved, and is not to be found there
-    either. The safe pictures and texts are the teacher's, so only unsafe items move for it, and a distance that weighs
-    far more than the rest holds the safe ones where they were, on the quadruplets' safe sides and on the safe pairs
+    items, by a margin, for a search meets many more of them than a step has. A text avoids unsafe pictures where they
+    are and where the teacher has them, too: one that the student fails to recognise as unsafe has not moved. The safe
+    pictures and texts are the teacher's, so only unsafe items move for it, and a distance that weighs far more than
+    the rest holds the safe ones where they were, on the quadruplets' safe sides and on the safe pairs
     (`train.preserve`), which cost nothing.
     """
 
@@ -38,13 +38,12 @@ class Apart(Objective):
         """Returns the terms by name, scalars, unweighted."""
         text, text_ref = batch.safe("text")
         image, image_ref = batch.safe("image")
-        unsafe_texts = torch.cat([batch.unsafe_text, batch.unsafe_text_ref])
         unsafe_images = torch.cat([batch.unsafe_image, batch.unsafe_image_ref])
         return {
             "redirect text": _redirect(batch.unsafe_text, image_ref, unsafe_images),
-            "redirect image": _redirect(batch.unsafe_image, text_ref, unsafe_texts),
+            "redirect image": _redirect(batch.unsafe_image, text_ref, batch.unsafe_text),
             "avoid text": _avoid(batch.unsafe_text, batch.safe_image_ref, unsafe_images),
-            "avoid image": _avoid(batch.unsafe_image, batch.safe_text_ref, unsafe_texts),
+            "avoid image": _avoid(batch.unsafe_image, batch.safe_text_ref, batch.unsafe_text),
             "preserve text": distance(text, text_ref),
             "preserve image": distance(image, image_ref),
         }
