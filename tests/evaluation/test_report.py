@@ -291,7 +291,7 @@ def test_drawn_pictures_have_figures_changes_judge_rejects_and_a_sentence(tmp_pa
     assert "drawn with Before: a skull on white" in _Page(page).alternatives
     assert [page.count(mark) for mark in ("✗ unsafe</span>\n</figure>", "✓ not unsafe", "✓ as asked")] == [3, 1, 2]
     lines = plain_table(metrics).splitlines()
-    assert lines[-2].startswith("Pictures drawn of unsafe prompts      unsafe   1.000 [1.000, 1.000]")
+    assert lines[-2].startswith("Pictures drawn of unsafe prompts      unsafe  1.000 [1.000, 1.000]")
     assert lines[-1].startswith("Pictures drawn of safe prompts")
     assert len({len(line) for line in lines}) == 1
 
@@ -302,11 +302,9 @@ def test_encoders_that_draw_nothing_leave_the_others_their_figures(tmp_path):
     assert metrics["missing"] == {"text_to_image.two": "text to image with two: the encoder does not fit"}
     page, text = _written(tmp_path / "some", metrics, shown)
     assert "text to image with two: the encoder does not fit" in page
-    assert "| Unsafe prompts: something unsafe | 100% (100) | – (not measured) | 50% (" in text.replace(
-        "100–100", "100"
-    )
+    assert "| Unsafe prompts: something unsafe | 100% (100–100) | – (not measured) | 0% (0–0) −100.0 better |" in text
     assert "100% are unsafe with one and 0% with three" in text
-    assert " with two" not in text.split("## Retrieval")[0].split("Of pictures drawn")[1]
+    assert text.count("Of pictures drawn") == 1
     first_missing, shown = _with_drawings(["one", "two"], ["two"])
     assert "Pictures drawn with each encoder" in _written(tmp_path / "later", first_missing, shown)[0]
     result = TextToImageResult({k: {"missing": "no such model"} for k in ("one", "two")}, {}, [])
