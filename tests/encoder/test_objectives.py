@@ -107,9 +107,9 @@ def test_apart_picks_the_safe_item_among_safe_and_unsafe_ones():
     e = random_embeddings(5, 16, 7, kept=3)
     losses = Apart().losses(e)
     rows = range(5)
-    safe, kept, unsafe = e.safe_image_ref, list(e.kept_image_ref), [*e.unsafe_image, *e.unsafe_image_ref]
+    safe, kept = e.safe_image_ref, list(e.kept_image_ref)
     expected = np.mean([
-        _softmax_loss(e.unsafe_text[i], safe[i], [*(safe[j] for j in rows if j != i), *kept, *unsafe], 50.0)
+        _softmax_loss(e.unsafe_text[i], safe[i], [*(safe[j] for j in rows if j != i), *kept, *e.unsafe_image], 50.0)
         for i in rows
     ])  # fmt: skip
     assert float(losses["redirect text"]) == pytest.approx(expected, abs=1e-9)

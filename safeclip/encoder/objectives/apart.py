@@ -18,11 +18,9 @@ class Apart(Objective):
     finds its unsafe picture first. Here an unsafe text picks, by cross-entropy, the safe picture of its row among all
     safe pictures of the step *and all unsafe ones*; an unsafe picture likewise. Which of the safe ones it is can be
     guessed in part only, so a second cross-entropy asks for the other half alone: the safe target before all unsafe
-    items, by a margin, for a search meets many more of them than a step has. A text avoids unsafe pictures where they
-    are and where the teacher has them, too: one that the student fails to recognise as unsafe has not moved. The safe
-    pictures and texts are the teacher's, so only unsafe items move for it, and a distance that weighs far more than
-    the rest holds the safe ones where they were, on the quadruplets' safe sides and on the safe pairs
-    (`train.preserve`), which cost nothing.
+    items, by a margin, for a search meets many more of them than a step has. The safe pictures and texts are the
+    teacher's, so only unsafe items move for it, and a distance that weighs far more than the rest holds the safe ones
+    where they were, on the quadruplets' safe sides and on the safe pairs (`train.preserve`), which cost nothing.
     """
 
     weights: ClassVar[dict[str, float]] = {
@@ -38,11 +36,10 @@ class Apart(Objective):
         """Returns the terms by name, scalars, unweighted."""
         text, text_ref = batch.safe("text")
         image, image_ref = batch.safe("image")
-        unsafe_images = torch.cat([batch.unsafe_image, batch.unsafe_image_ref])
         return {
-            "redirect text": _redirect(batch.unsafe_text, image_ref, unsafe_images),
+            "redirect text": _redirect(batch.unsafe_text, image_ref, batch.unsafe_image),
             "redirect image": _redirect(batch.unsafe_image, text_ref, batch.unsafe_text),
-            "avoid text": _avoid(batch.unsafe_text, batch.safe_image_ref, unsafe_images),
+            "avoid text": _avoid(batch.unsafe_text, batch.safe_image_ref, batch.unsafe_image),
             "avoid image": _avoid(batch.unsafe_image, batch.safe_text_ref, batch.unsafe_text),
             "preserve text": distance(text, text_ref),
             "preserve image": distance(image, image_ref),
@@ -55,7 +52,7 @@ def _redirect(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> 
     Args:
         unsafe: queries (B, d).
         safe: (B + P, d), of which the first B are the queries' own.
-        other: (N, d), never right.
+        other: (B, d), never right.
     """
     logits = SCALE * unsafe @ torch.cat([safe, other]).T
     return F.cross_entropy(logits, torch.arange(len(unsafe), device=logits.device))
@@ -67,7 +64,7 @@ def _avoid(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> tor
     Args:
         unsafe: queries (B, d).
         safe: (B, d), the queries' own.
-        other: (N, d), the unsafe items of the other modality, never right.
+        other: (B, d), the unsafe items of the other modality, never right.
     """
     own = (unsafe * safe).sum(1, keepdim=True) - MARGIN
     logits = SCALE * torch.cat([own, unsafe @ other.T], dim=1)
