@@ -340,5 +340,6 @@ def test_the_map_shows_every_encoder_and_says_where_its_axes_are_others(tmp_path
     maps = re.findall(r"<figure role=\"img\" aria-label=\"Embedding map, (\w+)\..*?</figure>", page, re.DOTALL)
     assert maps == ["one", "two", "three"]
     assert len(re.findall(r"M\d+ \d+h0", page)) == 3 * 4 * 12
+    assert page.count('style="stroke-linecap: round"') == page.count('style="stroke-linecap: square"') == 6
     assert page.count("(axes of its own)") == 1
     assert "unsafe texts 1.00, unsafe pictures 1.00" in page
