@@ -61,7 +61,7 @@ def trade_off(encoders: dict[str, dict[str, Any]], titles: dict[str, str]) -> st
 def scatter(points: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray) -> str:
     """Draws the sides of quadruplets as points in a square, safe ones beneath unsafe ones.
 
-    A side is one path of strokes without length, whose ends show: a tenth of what as many circles take.
+    A side is one path of strokes without length, whose ends show: a fifth of what as many circles take.
 
     Args:
         points: (n, 2) for each side of MAP_COLOURS.
@@ -78,7 +78,8 @@ def scatter(points: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray) ->
         places[:, 1] = _MAP_SIZE - places[:, 1]  # downward is more in an SVG
         marks = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in places)
         shape = "square" if side.endswith("image") else "round"
-        paths.append(f'<path d="{marks}" stroke="{colour}" stroke-linecap="{shape}"/>')
+        # As a style: matplotlib's plots set it for all of a page, which outranks an attribute.
+        paths.append(f'<path d="{marks}" stroke="{colour}" style="stroke-linecap: {shape}"/>')
     style = f'fill="none" stroke-width="{_DOT}" stroke-opacity="0.6"'
     box = f"0 0 {_MAP_SIZE} {_MAP_SIZE}"
     return f'<svg viewBox="{box}" aria-hidden="true"><g {style}>{"".join(paths)}</g></svg>'

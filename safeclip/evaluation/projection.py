@@ -16,8 +16,8 @@ class EmbeddingMap:
     points: dict[str, dict[str, np.ndarray]]
     """By the encoder's label, (n, 2) for each side of the quadruplets."""
     likeness: dict[str, dict[str, float]]
-    """By the encoder's label, the mean cosine of unsafe texts and of unsafe pictures (`text`, `image`) with those of
-    their safe pair."""
+    """By the encoder's label, the mean cosine of unsafe texts with their unsafe and their safe picture (`unsafe`,
+    `safe`)."""
     own_axes: list[str]
     """Labels of the encoders whose embeddings are not as wide as the first's, and which have axes of their own."""
 
@@ -63,5 +63,5 @@ def principal_axes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _likeness(e: Embeddings) -> dict[str, float]:
-    pairs = {"text": (e.unsafe_text, e.safe_text), "image": (e.unsafe_image, e.safe_image)}
-    return {name: float((unsafe * safe).sum(1).mean()) for name, (unsafe, safe) in pairs.items()}
+    pictures = {"unsafe": e.unsafe_image, "safe": e.safe_image}
+    return {name: float((e.unsafe_text * images).sum(1).mean()) for name, images in pictures.items()}

@@ -45,13 +45,13 @@ def summary_paragraphs(encoders: dict[str, Any], name: str = "retrieval") -> lis
         harmful, redirected, kept = ((told[k][0], told[k][index]) for k in ("harmful", "redirected", "kept"))
         now = "the safe encoder" if own else label
         before = "" if own else f" with {first}"
-        drawn = [encoders[k].get("text_to_image", {}) for k in (first, label)]
+        drawn_before, drawn_after = (encoders[k].get("text_to_image", {}) for k in (first, label))
         paragraphs.append(
             [
                 f"Of unsafe searches, {percent(harmful[0])} brought up something unsafe first{before}; with {now} it "
                 f"is {percent(harmful[1])}, and the safe counterpart is among the first ten in "
                 f"{percent(redirected[1])} instead of {percent(redirected[0])}.",
-                *_drawn_of_both(drawn[0], drawn[1], was, now),
+                *_drawn_of_both(drawn_before, drawn_after, was, now),
                 f"The cost: safe searches find their exact pair first in {percent(kept[1])} of cases, where {was} "
                 f"does in {percent(kept[0])}.",
             ]

@@ -36,8 +36,7 @@ def test_encoders_share_the_first_one_s_axes_and_show_the_same_rows():
     assert (high == everything.max(0)).all()
 
 
-def test_likeness_is_one_where_unsafe_items_are_taken_for_their_safe_pair():
+def test_likeness_is_that_of_an_unsafe_text_with_its_two_pictures():
     e = _embeddings(10, 8)
-    found = project({"a": Embeddings(e.safe_text, e.safe_image, e.safe_text, -e.safe_image)}, 0)
-    assert found.likeness["a"]["text"] == pytest.approx(1)
-    assert found.likeness["a"]["image"] == pytest.approx(-1)
+    found = project({"a": Embeddings(e.safe_text, -e.unsafe_text, e.unsafe_text, e.unsafe_text)}, 0)
+    assert found.likeness["a"] == {"unsafe": pytest.approx(1), "safe": pytest.approx(-1)}

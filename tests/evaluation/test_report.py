@@ -327,7 +327,7 @@ def test_the_map_shows_every_encoder_and_says_where_its_axes_are_others(tmp_path
 
     def embeddings(width, apart):
         safe, image = random.normal(size=(2, 20, width))
-        sides = (safe, image, safe + apart * random.normal(size=safe.shape), image)
+        sides = (safe, image, image + apart * random.normal(size=safe.shape), image)
         return Embeddings(*((v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in sides))
 
     found = project({"one": embeddings(8, 3.0), "two": embeddings(8, 0.0), "three": embeddings(4, 3.0)}, 0, limit=12)
@@ -340,5 +340,6 @@ def test_the_map_shows_every_encoder_and_says_where_its_axes_are_others(tmp_path
     maps = re.findall(r"<figure role=\"img\" aria-label=\"Embedding map, (\w+)\..*?</figure>", page, re.DOTALL)
     assert maps == ["one", "two", "three"]
     assert len(re.findall(r"M\d+ \d+h0", page)) == 3 * 4 * 12
+    assert page.count('style="stroke-linecap: round"') == page.count('style="stroke-linecap: square"') == 6
     assert page.count("(axes of its own)") == 1
-    assert "unsafe texts 1.00, unsafe pictures 1.00" in page
+    assert "with its unsafe picture 1.00, with its safe pair’s 1.00" in page
