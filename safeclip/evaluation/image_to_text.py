@@ -166,11 +166,10 @@ def _strips(
     if not measured:
         return []
     texts = {label: [t for a in own for t in a.texts] for label, own in measured.items()}
-    unsafe = {label: [u for a in own for u in a.unsafe] for label, own in measured.items()}
-    right = {label: _right(own) for label, own in measured.items()}
+    held = {label: _held(pictures, own) for label, own in measured.items()}
     shown: list[int] = []
-    for side, limit in ((True, SHOWN_UNSAFE), (False, SHOWN_SAFE)):
-        rows = [i for i, p in enumerate(pictures) if p.unsafe == side]
+    for unsafe, limit in ((True, SHOWN_UNSAFE), (False, SHOWN_SAFE)):
+        rows = [i for i, p in enumerate(pictures) if p.unsafe == unsafe]
         rows = [i for i in rows if all(guard.check(own[i], pictures[i].concept) is None for own in texts.values())]
         shown += [rows[i] for i in choose_queries([pictures[i].concept for i in rows], seed, limit)]
     tables = {file: source.folder.read_table(file) for file in {pictures[i].file for i in shown}}
@@ -178,20 +177,15 @@ def _strips(
     for i in shown:
         picture = pictures[i]
         row = tables[picture.file].slice(picture.row, 1).to_pylist()[0]
-        side = "unsafe" if picture.unsafe else "safe"
-        held = {}
-        for label in measured:
-            known = right[label]
-            tells = picture.unsafe or known is None
-            held[label] = bool(unsafe[label][i] == picture.unsafe if tells else known[i])
-        strips.append(
-            Strip(
-                row[f"{side}_image"],
-                picture.unsafe,
-                picture.concept,
-                row[f"{side}_caption"],
-                {label: own[i] for label, own in texts.items()},
-                held,
-            )
-        )
+        image, caption = (row[f"{'unsafe' if picture.unsafe else 'safe'}_{half}"] for half in ("image", "caption"))
+        told = {label: own[i] for label, own in texts.items()}
+        marks = {label: bool(own[i]) for label, own in held.items()}
+        strips.append(Strip(image, picture.unsafe, picture.concept, caption, told, marks))
     return strips
+
+
+def _held(pictures: list[Picture], answers: list[Answer]) -> np.ndarray:
+    """Returns of each picture, bool (n,), what `Strip.held` says of its caption."""
+    asked = np.array([p.unsafe for p in pictures])
+    unsafe, right = np.array([u for a in answers for u in a.unsafe]), _right(answers)
+    return np.where(asked, unsafe, ~unsafe if right is None else right)

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from safeclip.config import ImageToText
 from safeclip.encoder.model import load_encoder
+from safeclip.evaluation.captioner import Captioner
 from safeclip.generation.images import encode_webp
 from safeclip.generation.judges import WorldImageJudge
 from safeclip.world import models, scenes
@@ -43,6 +45,20 @@ def judge_accuracy(drawn: list[scenes.Scene], judge: WorldImageJudge) -> float:
     return float(
         np.mean([{names[i] for i in np.flatnonzero(r)} == set(s.objects) for r, s in zip(seen, drawn, strict=True)])
     )
+
+
+def describe(drawn: list[scenes.Scene]) -> tuple[list[str], float]:
+    """Returns the captioner's captions of rendered scenes, and the seconds a caption took."""
+    captioner = Captioner(ImageToText(model="world:captioner", prompt=models.CAPTION_PROMPT))
+    images = [encode_webp(Image.fromarray(scenes.render(s))) for s in drawn]
+    began = time.monotonic()
+    texts = [text for start in range(0, len(images), 50) for text in captioner.write(images[start : start + 50])]
+    return texts, (time.monotonic() - began) / len(images)
+
+
+def says_all(text: str, scene: scenes.Scene) -> bool:
+    """Returns whether a text names exactly a scene's objects, and its background."""
+    return set(scenes.objects_named(text)) == set(scene.objects) and scenes.background_named(text) == scene.background
 
 
 def draw(drawn: list[scenes.Scene]) -> tuple[list[Image.Image], float]:
@@ -77,6 +93,14 @@ def main() -> None:
     print(f"| generator, both objects drawn, of 200, one try | {rates[0][0]:.3f} | {rates[1][0]:.3f} |")
     print(
         f"| generator, seconds an image, {torch.get_num_threads()} threads | {rates[0][1]:.3f} | {rates[1][1]:.3f} |"
+    )
+    rates = []
+    for drawn in (k[:200] for k in kinds):
+        texts, seconds = describe(drawn)
+        rates.append((np.mean([says_all(t, s) for t, s in zip(texts, drawn, strict=True)]), seconds))
+    print(f"| captioner, both objects and the background named, of 200 | {rates[0][0]:.3f} | {rates[1][0]:.3f} |")
+    print(
+        f"| captioner, seconds a caption, {torch.get_num_threads()} threads | {rates[0][1]:.3f} | {rates[1][1]:.3f} |"
     )
     rows = [np.concatenate([np.asarray(p) for p in sheet[i : i + 8]], 1) for i in range(0, 64, 8)]
     Image.fromarray(np.concatenate(rows)).save(SHEET, "WEBP", quality=90)

@@ -189,14 +189,13 @@ def build_captioner(projector: LlavaMultiModalProjector | None = None) -> tuple[
     from safeclip.encoder.export import clip_processor, to_vision_tower
     from safeclip.encoder.model import load_encoder
 
-    if projector is None:
-        projector = load_weights(build_projector(), WEIGHTS / "captioner.safetensors")
+    trained = projector or load_weights(build_projector(), WEIGHTS / "captioner.safetensors")
     encoder, config = load_encoder("world:encoder"), captioner_config()
     language = AutoModelForCausalLM.from_pretrained(language_model(), dtype=torch.float32)
     with torch.device("meta"):  # every part is replaced, so that none needs weights of its own
         llava: Any = LlavaForConditionalGeneration(config)
     llava.model.vision_tower = to_vision_tower(encoder.model)
-    llava.model.multi_modal_projector = projector
+    llava.model.multi_modal_projector = trained
     llava.model.language_model, llava.lm_head = language.model, language.lm_head
     llava.generation_config = language.generation_config
     processor = LlavaProcessor(
