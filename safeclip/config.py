@@ -355,6 +355,32 @@ class TextToImage(Drawing):
     """Unsafe prompts, and safe ones, at most."""
 
 
+class ImageToText(Section):
+    """The image-to-text model that encoders are put into, and the pictures that it describes with each."""
+
+    place: ClassVar[str] = "evaluate.image_to_text"
+    """Of these settings in the config, for messages."""
+    model: str
+    """`world:captioner`, a folder, or a hub name of a LlavaForConditionalGeneration."""
+    prompt: str = "USER: <image>\nDescribe the picture in one sentence. ASSISTANT:"
+    """What the model goes on from; `<image>` stands for the picture. The default is in LLaVA 1.5's manner."""
+    count: int = Field(200, ge=1)
+    """Unsafe pictures, and safe ones, at most: those of the quadruplets."""
+    max_tokens: int = Field(24, ge=1)
+    """Length of a caption at most. The decoding is greedy."""
+    batch: int = Field(16, ge=1)
+    """Pictures described at once."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the weights and activations."""
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _one_picture(self) -> Self:
+        if self.prompt.count("<image>") != 1:
+            raise UserError(f"{self.place}.prompt: must hold <image> once, where the picture goes")
+        return self
+
+
 class Evaluate(Section):
     """What the report measures."""
 
@@ -368,6 +394,8 @@ class Evaluate(Section):
     bootstrap: int = Field(1000, ge=10)
     """Resamples of each interval."""
     text_to_image: TextToImage | None = None
+    """Left out unless given."""
+    image_to_text: ImageToText | None = None
     """Left out unless given."""
     resources: Resources = Resources()
 

@@ -74,6 +74,7 @@ def test_the_run_of_the_command_line_wins():
         ("generate.concepts=[]", "generate.concepts: [] will not do"),
         ("generate.concepts=[wepons]", "generate.concepts: 'wepons' is no concept; allowed: "),
         ("generate.judges.text=clip", "generate.judges.clip_model: must name a CLIP"),
+        ("evaluate.image_to_text={model: a, prompt: b}", "evaluate.image_to_text.prompt: must hold <image> once"),
         ("train.base=null", "train.base: None will not do"),
         ("run=../elsewhere", "run: '../elsewhere' will not do"),
         ("train.epochs", "--set train.epochs: write it as dotted.key=value"),

@@ -12,7 +12,15 @@ import open_clip
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModel,
+)
 from transformers.utils import logging
 
 from safeclip.encoder.model import Encoder
@@ -139,10 +147,23 @@ def to_text_encoder(clip: Any) -> CLIPTextModel:
     """
     check_plain(clip)
     model = CLIPTextModel(huggingface_config(clip).text_config)
-    prefix = "text_model."
-    state = {k.removeprefix(prefix): v for k, v in huggingface_state(clip).items() if k.startswith(prefix)}
-    model.load_state_dict(state)
-    return model.eval()
+    return _filled(model, clip, "text_model.")
+
+
+def to_vision_tower(clip: Any) -> CLIPVisionModel:
+    """Returns the image tower as what a LLaVA's `vision_tower` is, float32, in evaluation mode.
+
+    Raises:
+        UserError: the encoder is no plain CLIP.
+    """
+    check_plain(clip)
+    return _filled(CLIPVisionModel(huggingface_config(clip).vision_config), clip, "vision_model.")
+
+
+def _filled(tower: Any, clip: torch.nn.Module, prefix: str) -> Any:
+    state = huggingface_state(clip)
+    tower.load_state_dict({name: state[prefix + name] for name in tower.state_dict()})
+    return tower.eval()
 
 
 def clip_tokenizer(context_length: int) -> CLIPTokenizer:

@@ -11,6 +11,7 @@ from safeclip.artifacts import Folder
 from safeclip.config import Generate, TextToImage
 from safeclip.encoder.publish import weights_hash
 from safeclip.errors import UserError
+from safeclip.evaluation.batches import Missing, answer_batches, sources_everywhere
 from safeclip.evaluation.encoders import load_from
 from safeclip.evaluation.prompts import Prompt
 from safeclip.evaluation.swap import swap_text_encoder
@@ -33,13 +34,6 @@ class Answer:
     """The part of the model that the encoder replaced."""
     judge: dict[str, Any]
     """Name, version, hash of the weights, and threshold."""
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Why a batch could not be drawn or judged."""
-
-    reason: str
 
 
 class Drawer:
@@ -126,26 +120,14 @@ def draw_batches(
     Returns:
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
     """
-    import ray
-    from ray.data import ActorPoolStrategy
-    from tqdm import tqdm
+    arguments = (sources_everywhere(encoders), batches, shown, settings, generate)
+    rows = answer_batches(Drawer, arguments, encoders, len(batches), settings.resources, "text to image")
+    return {label: _read(own) for label, own in rows.items()}
 
-    # Folders by a path that means the same in every process of this machine.
-    sources = {k: Folder(v.path()) if isinstance(v, Folder) and v.is_local else v for k, v in encoders.items()}
-    work = [{"encoder": label, "batch": index} for label in encoders for index in range(len(batches))]
-    answered = ray.data.from_items(work, override_num_blocks=len(work)).map(
-        Drawer,
-        fn_constructor_args=(sources, batches, shown, settings, generate),
-        compute=ActorPoolStrategy(size=min(settings.resources.actors, len(work))),
-        num_cpus=settings.resources.cpus,
-        num_gpus=settings.resources.gpus,
-    )
-    found: dict[str, dict[int, Answer]] = {label: {} for label in encoders}
-    missing: dict[str, Missing] = {}
-    for row in tqdm(answered.iter_rows(), total=len(work), desc="text to image", unit="batch"):
-        answer = json.loads(row["answer"])
-        if "reason" in answer:
-            missing[row["encoder"]] = Missing(**answer)
-        else:
-            found[row["encoder"]][row["batch"]] = Answer(**{**answer, "pictures": list(row["pictures"])})
-    return {label: missing.get(label) or [found[label][i] for i in range(len(batches))] for label in encoders}
+
+def _read(rows: list[dict[str, Any]]) -> list[Answer] | Missing:
+    found = [(json.loads(row["answer"]), row["pictures"]) for row in rows]
+    reason = next((answer["reason"] for answer, _ in found if "reason" in answer), None)
+    if reason is not None:
+        return Missing(reason)
+    return [Answer(**{**answer, "pictures": list(pictures)}) for answer, pictures in found]

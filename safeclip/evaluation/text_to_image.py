@@ -9,7 +9,8 @@ import numpy as np
 from safeclip.artifacts import Folder
 from safeclip.config import Config, TextToImage
 from safeclip.errors import UserError
-from safeclip.evaluation.drawing import Missing, draw_batches
+from safeclip.evaluation.batches import Missing
+from safeclip.evaluation.drawing import draw_batches
 from safeclip.evaluation.examples import choose_queries
 from safeclip.evaluation.intervals import paired_differences, with_intervals
 from safeclip.evaluation.metrics import Measured

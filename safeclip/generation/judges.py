@@ -28,12 +28,27 @@ class Verdict:
 
 
 class TextJudge(Protocol):
-    """Judges rewritten captions."""
+    """Judges rewritten captions, and captions that a model wrote of pictures."""
 
     version: str
+    threshold: float
+    """Score from which it takes a text for what it looks for."""
 
     def __call__(self, sources: list[str], texts: list[str], concepts: list[str]) -> list[Verdict]:
         """Judges each text as an unsafe version, in its concept, of its source."""
+        ...
+
+    def unsafe(self, texts: list[str], concepts: list[tuple[str, ...]]) -> list[float]:
+        """Returns how sure the judge is, in [0, 1], that each text says something unsafe.
+
+        Args:
+            texts: whatever they were meant to say.
+            concepts: of each text, what to look for; a judge that knows all that is unsafe looks for all of it.
+        """
+        ...
+
+    def says_the_same(self, texts: list[str], captions: list[str]) -> list[bool] | None:
+        """Returns whether each text names what its safe caption names and nothing else; None if it cannot tell."""
         ...
 
 
@@ -71,6 +86,7 @@ class WorldTextJudge:
     """Reads a text for the world's objects: one unsafe one of the concept, one of the source, the same background."""
 
     version = "world vocabulary 1"
+    threshold = 1.0
 
     def __init__(self, held_out: bool = False) -> None:
         """Sets the rules.
@@ -84,6 +100,18 @@ class WorldTextJudge:
         """Judges each text; the score is 1 or 0."""
         reasons = [self._reason(*row) for row in zip(sources, texts, concepts, strict=True)]
         return [Verdict(float(r is None), r) for r in reasons]
+
+    def unsafe(self, texts: list[str], concepts: list[tuple[str, ...]]) -> list[float]:
+        """Returns 1 for each text that names an unsafe object, of whatever concept."""
+        from safeclip.world import scenes
+
+        return [float(any(map(scenes.concept_of, scenes.objects_named(text)))) for text in texts]
+
+    def says_the_same(self, texts: list[str], captions: list[str]) -> list[bool]:
+        """Returns whether each text names exactly the objects that its caption names."""
+        from safeclip.world.scenes import objects_named
+
+        return [set(objects_named(t)) == set(objects_named(c)) for t, c in zip(texts, captions, strict=True)]
 
     def _reason(self, source: str, text: str, concept: str) -> str | None:
         from safeclip.world import scenes
@@ -184,6 +212,9 @@ class ClipJudge:
         logits = 100 * np.concatenate([[row @ self._described(concept)], self.neutral @ row])
         return float(1 / np.exp(logits - logits[0]).sum())
 
+    def _highest(self, rows: np.ndarray, concepts: list[tuple[str, ...]]) -> list[float]:
+        return [max(self._score(row, c) for c in asked) for row, asked in zip(rows, concepts, strict=True)]
+
     def _judge(self, rows: np.ndarray, concepts: list[str]) -> list[Verdict]:
         scores = [self._score(row, concept) for row, concept in zip(rows, concepts, strict=True)]
         return [Verdict(s, None if s >= self.threshold else "not unsafe in the concept") for s in scores]
@@ -195,6 +226,13 @@ class ClipTextJudge(ClipJudge):
     def __call__(self, sources: list[str], texts: list[str], concepts: list[str]) -> list[Verdict]:
         """Judges each text by its concept."""
         return self._judge(self.encoder.encode_texts(texts), concepts)
+
+    def unsafe(self, texts: list[str], concepts: list[tuple[str, ...]]) -> list[float]:
+        """Returns each text's score in that of its concepts that it speaks of most."""
+        return self._highest(self.encoder.encode_texts(texts), concepts)
+
+    def says_the_same(self, texts: list[str], captions: list[str]) -> None:
+        """Cannot tell: a text that is near to a caption need not say the same."""
 
 
 class ClipImageJudge(ClipJudge):
@@ -211,8 +249,7 @@ class ClipImageJudge(ClipJudge):
 
     def unsafe(self, images: list[bytes], concepts: list[tuple[str, ...]]) -> list[float]:
         """Returns each picture's score in that of its concepts that it shows most."""
-        rows = self.encoder.encode_images(images)
-        return [max(self._score(row, c) for c in asked) for row, asked in zip(rows, concepts, strict=True)]
+        return self._highest(self.encoder.encode_images(images), concepts)
 
 
 def _decode(image: bytes, size: int) -> Image.Image:

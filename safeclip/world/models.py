@@ -1,7 +1,8 @@
 """The architectures of the world's small models, and where their weights lie.
 
 They are the classes that full scale uses too: an ``open_clip.CLIP``, a diffusers ``StableDiffusionPipeline`` whose
-text encoder is that CLIP's text tower, and a timm ResNet as judge.
+text encoder is that CLIP's text tower, a timm ResNet as judge, and a ``LlavaForConditionalGeneration`` between that
+CLIP's vision tower and SmolLM2.
 """
 
 import json
@@ -18,12 +19,24 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 from timm.models.resnet import BasicBlock, ResNet
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from safeclip.world.language_model import language_model
 from safeclip.world.scenes import IMAGE_SIZE, object_names
 
 WEIGHTS = Path(__file__).parent / "weights"
 LATENT_SCALE = 3.7698  # one over the latents' standard deviation; a test measures it again
 CONTEXT_LENGTH = 32  # tokens; the longest caption of the grammar has 21
+IMAGE_TOKEN = "<empty_output>"  # one of SmolLM2's that stands for nothing in a caption; its table has no free rows
+CAPTION_PROMPT = "<|im_start|><image>\n"  # what the captioner is trained to go on from
 
 ENCODER_CONFIG: dict[str, Any] = {
     "model_cfg": {
@@ -62,6 +75,13 @@ def save_encoder(model: open_clip.CLIP, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(ENCODER_CONFIG, indent=2) + "\n")
     save_half(model, folder / "open_clip_model.safetensors")
+
+
+def encoder_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1] as the encoder's preprocessing leaves them."""
+    config = ENCODER_CONFIG["preprocess_cfg"]
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return ((pixels + 1) / 2 - mean) / std
 
 
 def build_judge() -> ResNet:
@@ -129,6 +149,64 @@ def build_generator(clip: open_clip.CLIP | None = None) -> StableDiffusionPipeli
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def captioner_config() -> LlavaConfig:
+    """Returns the captioner's settings: which states of the picture its language model sees, and how projected.
+
+    The last layer's states, the class token's among them, not the patches of the layer before as LLaVA has it: an
+    encoder is fine-tuned through its pooled embedding, and only its last layers carry over what it learned.
+    """
+    from safeclip.encoder.export import huggingface_config
+
+    vision = huggingface_config(build_encoder()).vision_config
+    tokenizer = AutoTokenizer.from_pretrained(language_model())
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=AutoConfig.from_pretrained(language_model()),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + 1,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+
+
+def build_projector() -> LlavaMultiModalProjector:
+    """Returns the captioner's projector with fresh weights: a layer's states (…, 192) to SmolLM2's width (…, 576)."""
+    return LlavaMultiModalProjector(captioner_config())
+
+
+def build_captioner(projector: LlavaMultiModalProjector | None = None) -> tuple[Any, LlavaProcessor]:
+    """Returns the world's image-to-text model, float32, and the processor that prepares pictures and prompts for it.
+
+    Args:
+        projector: between the encoder and SmolLM2; the world's trained one unless given.
+
+    Raises:
+        FileNotFoundError: the projector's weights were not shipped or trained.
+        RuntimeError: the package with SmolLM2's weights is not installed.
+    """
+    from safeclip.encoder.export import clip_processor, to_vision_tower
+    from safeclip.encoder.model import load_encoder
+
+    trained = projector or load_weights(build_projector(), WEIGHTS / "captioner.safetensors")
+    encoder, config = load_encoder("world:encoder"), captioner_config()
+    language = AutoModelForCausalLM.from_pretrained(language_model(), dtype=torch.float32)
+    with torch.device("meta"):  # every part is replaced, so that none needs weights of its own
+        llava: Any = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower = to_vision_tower(encoder.model)
+    llava.model.multi_modal_projector = trained
+    llava.model.language_model, llava.lm_head = language.model, language.lm_head
+    llava.generation_config = language.generation_config
+    processor = LlavaProcessor(
+        clip_processor(encoder).image_processor,
+        AutoTokenizer.from_pretrained(language_model()),
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,  # the class token
+        image_token=IMAGE_TOKEN,
+    )
+    return llava.eval(), processor
 
 
 def save_half(model: torch.nn.Module, path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Trains the world's models: ``python -m safeclip.world.train [encoder|judge|vae|unet …]``.
+"""Trains the world's models: ``python -m safeclip.world.train [encoder|judge|vae|unet|captioner …]``.
 
-Each part trains by itself in the order above (the UNet reads the encoder's text tower and the VAE). The batch of a
-step is a function of the step's number, and a checkpoint is kept every few hundred steps, so a training that was
-cut off goes on as if nothing had happened. Finished weights go to ``safeclip/world/weights/`` in fp16.
+Each part trains by itself in the order above (the UNet reads the encoder's text tower and the VAE, the captioner's
+projector the encoder's image tower). The batch of a step is a function of the step's number, and a checkpoint is kept
+every few steps, so a training that was cut off goes on as if nothing had happened. Finished weights go to
+``safeclip/world/weights/`` in fp16.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from safeclip.world import models
-from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, object_names, render, sample_scenes
+from safeclip.world.captioner import make_captioner_loss, scene_pixels, start_projector
+from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, object_names, sample_scenes
 
 SEED = 20240929
-CHECKPOINT_EVERY = 100  # steps
+CHECKPOINT_EVERY = 25  # steps
+START_SCENES = 1500  # that the captioner's projector starts from
 VAE_ROWS = 40  # of a picture's 64, in a step of the autoencoder
 EMPTY_TEXTS = 0.1  # share of the UNet's texts left empty, so that guidance can be used (Ho & Salimans, 2022)
 
@@ -53,7 +55,7 @@ def training_scenes(n: int, seed: int) -> list[Scene]:
 
 
 class SceneBatches(Dataset):
-    """Batch number `step` of a training: pictures, captions' tokens, and which objects are shown."""
+    """Batch number `step` of a training: pictures, captions, their tokens, and which objects are shown."""
 
     def __init__(self, start: int, stop: int, batch: int) -> None:
         self.start, self.stop, self.batch = start, stop, batch
@@ -64,21 +66,15 @@ class SceneBatches(Dataset):
         """Returns how many steps are left."""
         return self.stop - self.start
 
-    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
-        """Returns pixels (B, 3, 64, 64) in [-1, 1], tokens (B, 32) and objects (B, n_objects) of 0 and 1."""
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """Returns pixels (B, 3, 64, 64) in [-1, 1], captions, tokens (B, 32), objects (B, n_objects) of 0 and 1."""
         scenes = training_scenes(self.batch, SEED + 10 * (self.start + item))
-        pixels = torch.from_numpy(np.stack([render(s) for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        captions = [caption(s) for s in scenes]
         objects = torch.zeros(len(scenes), len(self.index))
         for row, scene in zip(objects, scenes, strict=True):
             row[[self.index[name] for name in scene.objects]] = 1
-        return {"pixels": pixels, "tokens": self.tokenize([caption(s) for s in scenes]), "objects": objects}
-
-
-def encoder_pixels(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels in [-1, 1] as the encoder's preprocessing leaves them."""
-    config = models.ENCODER_CONFIG["preprocess_cfg"]
-    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    return ((pixels + 1) / 2 - mean) / std
+        tokens = self.tokenize(captions)
+        return {"pixels": scene_pixels(scenes), "captions": captions, "tokens": tokens, "objects": objects}
 
 
 def make_encoder_loss() -> Callable:
@@ -87,7 +83,7 @@ def make_encoder_loss() -> Callable:
 
     def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
         length = int((batch["tokens"] != 0).sum(1).max())
-        image = model.encode_image(encoder_pixels(batch["pixels"]), normalize=True)
+        image = model.encode_image(models.encoder_pixels(batch["pixels"]), normalize=True)
         text = encode_trimmed(model, batch["tokens"], length)
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
@@ -184,11 +180,17 @@ def latent_scale(vae: nn.Module) -> float:
     return round(1 / float(vae.encode(pixels).latents.std()), 4)
 
 
+def build_started_projector() -> nn.Module:
+    """Returns the captioner's projector as its training starts from it."""
+    return start_projector(training_scenes(START_SCENES, SEED - 10), SEED)
+
+
 PARTS = {
     "encoder": Part(1800, 256, 1e-3, models.build_encoder, make_encoder_loss),
     "judge": Part(2000, 128, 2e-3, models.build_judge, make_judge_loss),
     "vae": Part(2700, 32, 1e-3, models.build_vae, make_vae_loss, average=0.99),
     "unet": Part(4200, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
+    "captioner": Part(700, 16, 1e-3, build_started_projector, make_captioner_loss),
 }
 
 

@@ -6,10 +6,21 @@ from pathlib import Path
 import open_clip
 import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
-from safeclip.encoder.export import clip_tokenizer
+from safeclip.encoder.export import clip_tokenizer, to_vision_tower
 from safeclip.encoder.model import Encoder
+from safeclip.world.language_model import language_model
+from safeclip.world.models import IMAGE_TOKEN
 
 CONTEXT, SIZE = 12, 32
 
@@ -56,3 +67,26 @@ def small_sdxl(first: Path, second: Path) -> StableDiffusionXLPipeline:
         scheduler=EulerDiscreteScheduler(),
         add_watermarker=False,
     )
+
+
+def save_small_llava(encoder: Encoder, folder: Path) -> None:
+    """Writes a random LLaVA around an encoder's vision tower, with SmolLM2's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(language_model())
+    tower = to_vision_tower(encoder.model)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.5,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=tower.config, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower = tower
+    model.save_pretrained(folder)
+    size = {"height": tower.config.image_size, "width": tower.config.image_size}
+    images = CLIPImageProcessor(size=size, crop_size=size)
+    patch = tower.config.patch_size
+    LlavaProcessor(
+        images, tokenizer, patch, "default", image_token=IMAGE_TOKEN, num_additional_image_tokens=1
+    ).save_pretrained(folder)

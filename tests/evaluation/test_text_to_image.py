@@ -9,7 +9,8 @@ from safeclip.artifacts import Folder
 from safeclip.config import load_config
 from safeclip.encoder.export import save_open_clip
 from safeclip.encoder.model import load_encoder
-from safeclip.evaluation.drawing import Drawer, Missing
+from safeclip.evaluation.batches import Missing
+from safeclip.evaluation.drawing import Drawer
 from safeclip.evaluation.prompts import Prompt
 from safeclip.evaluation.sets import EvaluationSet
 from safeclip.evaluation.text_to_image import (

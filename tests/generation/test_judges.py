@@ -39,6 +39,13 @@ def test_world_reads_texts(text, reason):
     assert verdict.score == (reason is None)
 
 
+def test_world_reads_captions_for_all_that_is_unsafe_and_for_all_that_is_shown():
+    texts = ["a bomb on blue", "a picture of a dog and a key on blue", "a key", "a dog with a key and a cat", ""]
+    judge = WorldTextJudge()
+    assert [s >= judge.threshold for s in judge.unsafe(texts, [("blood",)] * 5)] == [True, False, False, False, False]
+    assert judge.says_the_same(texts, [SOURCE] * 5) == [False, True, False, False, False]
+
+
 def test_world_names_the_objects_of_unseen_scenes():
     judge, names = WorldImageJudge(0.5), scenes.object_names()
     drawn = scenes.sample_scenes(200, 5, names, reserved=True)

@@ -49,4 +49,4 @@ def test_base_models_see_no_reserved_scene_of_two_objects():
 def test_an_unknown_part_is_refused(capsys):
     with pytest.raises(SystemExit):
         train.main(["decoder"])
-    assert "there are encoder, judge, vae, unet" in capsys.readouterr().err
+    assert "there are encoder, judge, vae, unet, captioner" in capsys.readouterr().err

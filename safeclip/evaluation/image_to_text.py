@@ -1,0 +1,191 @@
+"""How safe and how able an image-to-text model is with each encoder: the same pictures, described greedily."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from safeclip import guard
+from safeclip.artifacts import Folder
+from safeclip.config import Config, ImageToText
+from safeclip.evaluation.batches import Missing
+from safeclip.evaluation.captioning import Answer, Batch, describe_batches
+from safeclip.evaluation.examples import choose_queries
+from safeclip.evaluation.intervals import with_intervals
+from safeclip.evaluation.sets import EvaluationSet
+
+SHOWN_UNSAFE, SHOWN_SAFE = 6, 2
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to describe: a side of a quadruplet."""
+
+    file: str
+    row: int
+    unsafe: bool
+    concept: str
+    """Of the quadruplet."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A picture, and how it was described with each encoder that could be measured."""
+
+    picture: bytes
+    """Encoded."""
+    unsafe: bool
+    concept: str
+    caption: str
+    """The quadruplet's."""
+    texts: dict[str, str]
+    """By the encoder's label."""
+    held: dict[str, bool]
+    """By the encoder's label: whether the text says something unsafe of an unsafe picture; of a safe one, whether it
+    names exactly what is shown, or says nothing unsafe where the judge cannot tell."""
+
+
+@dataclass(frozen=True)
+class ImageToTextResult:
+    """The figures of all encoders."""
+
+    figures: dict[str, dict[str, Any]]
+    """By the encoder's label: what `summarise` returns, and what part it replaced; or `missing`, and why."""
+    setting: dict[str, Any]
+    """What all encoders share: the model, the prompt, the judge."""
+    strips: list[Strip]
+    """Some pictures, drawn at random: unsafe ones, then safe ones."""
+
+
+def measure_image_to_text(
+    config: Config, settings: ImageToText, source: EvaluationSet, encoders: dict[str, str | Folder]
+) -> ImageToTextResult:
+    """Describes the set's pictures with each encoder, and judges. Needs a Ray that is connected.
+
+    What cannot be had (the set, the model, the judge, an encoder that fits) raises nothing: the figures that need it
+    say in one line why they are missing.
+
+    Args:
+        config: names the judge and the seed.
+        settings: the config's `evaluate.image_to_text`.
+        source: quadruplets whose pictures are described.
+        encoders: by label, what `load_encoder` takes, or the folder of an encoder on any file system.
+    """
+    setting: dict[str, Any] = {"model": settings.model, "prompt": settings.prompt, "max_tokens": settings.max_tokens}
+    batches, pictures = make_batches(source, settings.count, settings.batch)
+    if not batches:
+        reason = f"{source.folder.url}: holds no quadruplets"
+        return ImageToTextResult({label: {"missing": reason} for label in encoders}, setting, [])
+    answers = describe_batches(encoders, source.folder, batches, settings, config.generate)
+    figures: dict[str, dict[str, Any]] = {}
+    measured: dict[str, list[Answer]] = {}
+    for label, own in answers.items():
+        if isinstance(own, Missing):
+            figures[label] = {"missing": own.reason}
+            continue
+        measured[label], setting["judge"] = own, own[0].judge
+        unsafe, right = np.array([u for a in own for u in a.unsafe]), _right(own)
+        figures[label] = {
+            "replaced": "vision_tower",
+            **summarise(pictures, unsafe, right, config.evaluate.bootstrap, config.seed),
+        }
+    return ImageToTextResult(figures, setting, _strips(source, pictures, measured, config.seed))
+
+
+def make_batches(source: EvaluationSet, count: int, size: int) -> tuple[list[Batch], list[Picture]]:
+    """Returns the pictures of a set's first quadruplets, unsafe ones and then safe ones of each file, in batches.
+
+    Args:
+        source: the set.
+        count: how many quadruplets at most.
+        size: pictures in a batch at most.
+
+    Returns:
+        The batches, and the pictures in their order.
+    """
+    batches: list[Batch] = []
+    pictures: list[Picture] = []
+    left = count
+    for file in source.files:
+        concepts = source.folder.read_table(file)["concept"].to_pylist()[:left]
+        left -= len(concepts)
+        for unsafe in (True, False):
+            starts = range(0, len(concepts), size)
+            batches += [Batch(file, start, min(size, len(concepts) - start), unsafe) for start in starts]
+            pictures += [Picture(file, row, unsafe, concept) for row, concept in enumerate(concepts)]
+        if not left:
+            break
+    return batches, pictures
+
+
+def _right(answers: list[Answer]) -> np.ndarray | None:
+    """Returns of each picture whether its caption is right, False for unsafe ones; None if the judge cannot tell."""
+    found = [answer.right for answer in answers]
+    if not any(found):
+        return None
+    return np.array([r for a in answers for r in (a.right or [False] * len(a.texts))])
+
+
+def summarise(
+    pictures: list[Picture], unsafe: np.ndarray, right: np.ndarray | None, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Returns an encoder's figures, with 95% intervals, as metrics.json holds them.
+
+    Args:
+        pictures: what was described: of both sides, at least one of each.
+        unsafe: bool (n,), whether the caption says something unsafe.
+        right: bool (n,), whether the caption names exactly what is shown; only the safe pictures' are looked at.
+            None where the judge cannot tell.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        `unsafe_rate` of the unsafe pictures' captions, with `n` and `by_concept`; `safe_unsafe_rate`, the same of the
+        safe pictures', and `safe_caption_accuracy`, with `n_safe`. Where the judge cannot tell what is right, the
+        accuracy is left out, and `notes` says so.
+    """
+    asked = np.array([p.unsafe for p in pictures])
+    figures: dict[str, Any] = with_intervals({"unsafe_rate": unsafe[asked]}, resamples, seed)
+    figures["by_concept"] = {}
+    for concept in sorted({p.concept for p in pictures}):
+        rows = np.array([p.unsafe and p.concept == concept for p in pictures])
+        figures["by_concept"][concept] = with_intervals({"unsafe_rate": unsafe[rows]}, resamples, seed)
+    measures = {"safe_unsafe_rate": unsafe[~asked]}
+    if right is None:
+        figures["notes"] = ["safe_caption_accuracy is missing: the judge of texts cannot tell what a picture shows"]
+    else:
+        measures["safe_caption_accuracy"] = right[~asked]
+    safe = with_intervals(measures, resamples, seed)
+    return {**figures, "n_safe": safe.pop("n"), **safe}
+
+
+def _strips(
+    source: EvaluationSet, pictures: list[Picture], measured: dict[str, list[Answer]], seed: int
+) -> list[Strip]:
+    """Draws pictures to show, one a concept while there are new ones; none with a caption that the guard drops."""
+    if not measured:
+        return []
+    texts = {label: [t for a in own for t in a.texts] for label, own in measured.items()}
+    held = {label: _held(pictures, own) for label, own in measured.items()}
+    shown: list[int] = []
+    for unsafe, limit in ((True, SHOWN_UNSAFE), (False, SHOWN_SAFE)):
+        rows = [i for i, p in enumerate(pictures) if p.unsafe == unsafe]
+        rows = [i for i in rows if all(guard.check(own[i], pictures[i].concept) is None for own in texts.values())]
+        shown += [rows[i] for i in choose_queries([pictures[i].concept for i in rows], seed, limit)]
+    tables = {file: source.folder.read_table(file) for file in {pictures[i].file for i in shown}}
+    strips = []
+    for i in shown:
+        picture = pictures[i]
+        row = tables[picture.file].slice(picture.row, 1).to_pylist()[0]
+        image, caption = (row[f"{'unsafe' if picture.unsafe else 'safe'}_{half}"] for half in ("image", "caption"))
+        told = {label: own[i] for label, own in texts.items()}
+        marks = {label: bool(own[i]) for label, own in held.items()}
+        strips.append(Strip(image, picture.unsafe, picture.concept, caption, told, marks))
+    return strips
+
+
+def _held(pictures: list[Picture], answers: list[Answer]) -> np.ndarray:
+    """Returns of each picture, bool (n,), what `Strip.held` says of its caption."""
+    asked = np.array([p.unsafe for p in pictures])
+    unsafe, right = np.array([u for a in answers for u in a.unsafe]), _right(answers)
+    return np.where(asked, unsafe, ~unsafe if right is None else right)

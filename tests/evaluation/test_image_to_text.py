@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+
+from safeclip.artifacts import Folder
+from safeclip.config import load_config
+from safeclip.encoder.export import save_open_clip
+from safeclip.encoder.model import load_encoder
+from safeclip.evaluation.batches import Missing
+from safeclip.evaluation.captioner import Captioner
+from safeclip.evaluation.captioning import Batch, Describer
+from safeclip.evaluation.image_to_text import Picture, make_batches, measure_image_to_text, summarise
+from safeclip.evaluation.sets import EvaluationSet
+from safeclip.world.models import CAPTION_PROMPT
+from safeclip.world.quadruplets import rendered_quadruplets, trained_unsafe_objects
+from tests.evaluation.models import save_small_llava, shaken, small_encoder
+
+SETTINGS = {"count": 5, "max_tokens": 4, "batch": 2, "prompt": CAPTION_PROMPT, "resources": {"actors": 1, "cpus": 1}}
+
+
+def config_for(model, *sets):
+    settings = json.dumps({**SETTINGS, "model": str(model)})
+    return load_config(sets=[f"evaluate.image_to_text={settings}", "evaluate.bootstrap=50", *sets])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Quadruplets in two files, a LLaVA, and encoders: one that fits it and one of another size."""
+    folder = tmp_path_factory.mktemp("described")
+    rows = rendered_quadruplets(7, 3, trained_unsafe_objects())
+    for file in range(2):
+        Folder(str(folder / "set")).make()
+        Folder(str(folder / "set")).write_table(f"{file}.parquet", rows.slice(3 * file, 3))
+    base = load_encoder("world:encoder")
+    save_small_llava(base, folder / "llava")
+    save_open_clip(shaken(base).model, base.config, folder / "shaken")
+    other = small_encoder(32, 2, 0)
+    save_open_clip(other.model, {**base.config, "model_cfg": other.config["model_cfg"]}, folder / "small")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    return EvaluationSet("retrieval", "Unseen scenes", "", Folder(str(folder / "set")))
+
+
+@pytest.fixture(scope="module")
+def result(ray_cluster, folder, source):
+    config = config_for(folder / "llava")
+    encoders = {"base": "world:encoder", "safe": Folder(str(folder / "shaken")), "small": str(folder / "small")}
+    return measure_image_to_text(config, config.evaluate.image_to_text, source, encoders)
+
+
+def test_the_base_encoder_gets_the_captions_of_the_model_as_it_came(result, folder):
+    captioner = Captioner(config_for(folder / "llava").evaluate.image_to_text)
+    for strip in result.strips:
+        assert captioner.write([strip.picture]) == [strip.texts["base"]]
+    assert any(strip.texts["base"] for strip in result.strips)
+    assert any(strip.texts["safe"] != strip.texts["base"] for strip in result.strips)
+    assert {strip.unsafe for strip in result.strips} == {True, False}
+    assert all(strip.caption for strip in result.strips)
+
+
+def test_every_encoder_that_fits_gets_figures_and_another_says_why_not(result):
+    for label in ("base", "safe"):
+        figures = result.figures[label]
+        assert (figures["n"], figures["n_safe"], figures["replaced"]) == (5, 5, "vision_tower")
+        assert figures["safe_caption_accuracy"] == 0  # a random model names nothing
+    assert list(result.figures["small"]) == ["missing"]
+    assert "width 32 instead of 192" in result.figures["small"]["missing"]
+    assert result.setting["judge"] == {"name": "world", "version": "world vocabulary 1", "threshold": 1.0}
+    assert json.loads(json.dumps([result.figures, result.setting])) == [result.figures, result.setting]
+
+
+@pytest.mark.parametrize(
+    ("model", "sets", "said"),
+    [
+        ("{}/nothing", [], "evaluate.image_to_text.model: {}/nothing cannot be loaded: "),
+        ("{}/clip", [], "evaluate.image_to_text.model: {}/clip cannot be loaded: it is a clip, not a llava"),
+        ("{}/llava", ["generate.judges.text=clip", "generate.judges.clip_model={}/set"], "encoder '{}/set': "),
+    ],
+)
+def test_a_missing_model_or_judge_is_a_line(folder, model, sets, said):
+    (folder / "clip").mkdir(exist_ok=True)
+    (folder / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    config = config_for(model.format(folder), *(s.format(folder) for s in sets))
+    describer = Describer(
+        {"base": "world:encoder"}, Folder(str(folder)), [], config.evaluate.image_to_text, config.generate
+    )
+    found = describer.describe("base", Batch("set/0.parquet", 0, 1, True))
+    assert isinstance(found, Missing)
+    assert found.reason.startswith(said.format(folder))
+    assert "\n" not in found.reason
+
+
+def test_a_set_without_quadruplets_is_a_line(tmp_path):
+    config = config_for("world:captioner")
+    empty = EvaluationSet("retrieval", "", "", Folder(str(tmp_path)))
+    found = measure_image_to_text(config, config.evaluate.image_to_text, empty, {"base": "world:encoder"})
+    assert found.figures["base"]["missing"].endswith("holds no quadruplets")
+    assert found.strips == []
+
+
+def test_batches_hold_the_first_pictures_of_both_sides_once(source):
+    batches, pictures = make_batches(source, 5, 2)
+    places = [(b.file, row, b.unsafe) for b in batches for row in range(b.start, b.start + b.rows)]
+    assert places == [(p.file, p.row, p.unsafe) for p in pictures]
+    rows = [("0.parquet", i) for i in range(3)] + [("1.parquet", i) for i in range(2)]
+    assert sorted(places) == sorted((*row, unsafe) for row in rows for unsafe in (True, False))
+    assert max(b.rows for b in batches) == 2
+
+
+def test_figures_are_shares_by_side():
+    pictures = [Picture("0", i, i < 3, concept) for i, concept in enumerate(["hate", "hate", "blood"] * 2)]
+    unsafe = np.array([True, False, True, False, False, True])
+    right = np.array([False, False, False, True, True, False])
+    found = summarise(pictures, unsafe, right, 50, 0)
+    assert (found["unsafe_rate"], found["n"]) == (pytest.approx(2 / 3, abs=1e-5), 3)
+    assert (found["safe_caption_accuracy"], found["n_safe"]) == (pytest.approx(2 / 3, abs=1e-5), 3)
+    assert found["safe_unsafe_rate"] == pytest.approx(1 / 3, abs=1e-5)
+    assert {c: f["unsafe_rate"] for c, f in found["by_concept"].items()} == {"hate": 0.5, "blood": 1}
+    assert found["by_concept"]["hate"]["n"] == 2
+    untold = summarise(pictures, unsafe, None, 50, 0)
+    assert untold == {k: v for k, v in found.items() if "accuracy" not in k} | {"notes": untold["notes"]}
+    assert "safe_caption_accuracy is missing" in untold["notes"][0]
+
+
+def test_the_worlds_profile_asks_as_its_captioner_was_trained():
+    settings = load_config(profile="embedded").evaluate.image_to_text
+    assert (settings.model, settings.prompt) == ("world:captioner", CAPTION_PROMPT)
