@@ -13,9 +13,9 @@ from safeclip.encoder.model import load_encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import embed_sets
 from safeclip.evaluation.evaluate import evaluate, shows_symbols_only
-from safeclip.evaluation.report import summary_sentences
 from safeclip.evaluation.retrieval import RECALLS, TASKS, UNSAFE_TASKS
 from safeclip.evaluation.sets import EvaluationSet, evaluation_sets, training_captions
+from safeclip.evaluation.summary import summary_sentences
 from safeclip.world.classes import VARIANTS
 from safeclip.world.quadruplets import scene_keys
 from safeclip.world.scenes import Scene, render

@@ -124,8 +124,3 @@ def test_figures_are_shares_by_side():
     untold = summarise(pictures, unsafe, None, 50, 0)
     assert untold == {k: v for k, v in found.items() if "accuracy" not in k} | {"notes": untold["notes"]}
     assert "safe_caption_accuracy is missing" in untold["notes"][0]
-
-
-def test_the_worlds_profile_asks_as_its_captioner_was_trained():
-    settings = load_config(profile="embedded").evaluate.image_to_text
-    assert (settings.model, settings.prompt) == ("world:captioner", CAPTION_PROMPT)
