@@ -77,6 +77,10 @@ class Folder:
         """Whether the folder lies on this machine's own file system."""
         return "file" in self.fs.protocol
 
+    def everywhere(self) -> "Folder":
+        """Returns the folder by a path that means the same in processes with another working directory."""
+        return Folder(self.path()) if self.is_local else self
+
     def exists(self, name: str = "") -> bool:
         """Whether a file is there, or the folder itself."""
         return self.fs.exists(self.path(name))

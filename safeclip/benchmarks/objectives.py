@@ -12,7 +12,7 @@ from safeclip.evaluation.embeddings import embed_sets
 from safeclip.evaluation.encoders import Source, load_from
 from safeclip.evaluation.retrieval import TASKS, run_tasks
 from safeclip.evaluation.sets import evaluation_sets
-from safeclip.evaluation.zero_shot import class_embeddings, top_1
+from safeclip.evaluation.zero_shot import class_embeddings, classify
 from safeclip.world.classes import descriptions, pictures_of_one
 
 ALL = [*OBJECTIVES, NEGATION]
@@ -83,7 +83,7 @@ def _zero_shot(encoder: Encoder, count: int, seed: int) -> float:
     """Returns the share of the world's pictures of one object that are classified right."""
     pictures, labels, names = pictures_of_one(count, seed)
     classes = class_embeddings(encoder, names, descriptions())
-    return float(top_1(encoder.encode_pixels(pictures.transpose(0, 3, 1, 2)), classes, labels).mean())
+    return float(classify(encoder.encode_pixels(pictures.transpose(0, 3, 1, 2)), classes, labels)["top1"].mean())
 
 
 def _with(config: Config, objective: str, seed: int) -> Config:

@@ -87,17 +87,15 @@ def train_encoder(
     Raises:
         UserError: the quadruplets are not complete, a setting does not fit them, or the loss diverged.
     """
-    run = Folder(run.path()) if run.is_local else run  # workers may have another working directory
+    run = run.everywhere()
     quadruplets = read_manifest(run / "quadruplets")
     if quadruplets is None:
         raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
     check_settings(config.train, quadruplets["data"]["quadruplets"])
     train, base = config.train, load_encoder(config.train.base)
     base_hash, content_hash = weights_hash(base.model), quadruplets["content_hash"]
-    folder = folder or run / "encoder"
-    folder = Folder(folder.path()) if folder.is_local else folder
-    shared = shared or folder
-    shared = Folder(shared.path()) if shared.is_local else shared
+    folder = (folder or run / "encoder").everywhere()
+    shared = (shared or folder).everywhere()
     stage = Stage(folder, hash_of(config.results()["train"], config.seed, base_hash, content_hash))
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")

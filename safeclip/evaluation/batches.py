@@ -16,14 +16,9 @@ class Missing:
     reason: str
 
 
-def everywhere(folder: Folder) -> Folder:
-    """Returns a folder by a path that means the same in every process of this machine."""
-    return Folder(folder.path()) if folder.is_local else folder
-
-
 def sources_everywhere(encoders: dict[str, Source]) -> dict[str, Source]:
     """Returns encoders' sources, by label, so that they mean the same in every process of this machine."""
-    return {k: everywhere(v) if isinstance(v, Folder) else v for k, v in encoders.items()}
+    return {k: v.everywhere() if isinstance(v, Folder) else v for k, v in encoders.items()}
 
 
 def answer_batches(

@@ -11,7 +11,7 @@ from safeclip.artifacts import Folder
 from safeclip.config import Generate, ImageToText
 from safeclip.encoder.publish import weights_hash
 from safeclip.errors import UserError
-from safeclip.evaluation.batches import Missing, answer_batches, everywhere, sources_everywhere
+from safeclip.evaluation.batches import Missing, answer_batches, sources_everywhere
 from safeclip.evaluation.captioner import Captioner
 from safeclip.evaluation.encoders import Source, load_from
 from safeclip.evaluation.swap import swap_vision_tower
@@ -119,7 +119,7 @@ def describe_batches(
     Returns:
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
     """
-    arguments = (sources_everywhere(encoders), everywhere(folder), batches, settings, generate)
+    arguments = (sources_everywhere(encoders), folder.everywhere(), batches, settings, generate)
     rows = answer_batches(Describer, arguments, encoders, len(batches), settings.resources, "image to text")
     return {label: _read([json.loads(row["answer"]) for row in own]) for label, own in rows.items()}
 

@@ -108,7 +108,7 @@ def embed_units(
     from ray.data import ActorPoolStrategy
 
     identities = identities or identify(encoders)
-    cache = Folder(cache.path()) if cache.is_local else cache
+    cache = cache.everywhere()
     cache.make()
     different = list(dict.fromkeys(units))
     rows = [{"unit": json.dumps(asdict(unit))} for unit in different]
@@ -228,7 +228,7 @@ def units_of(source: EvaluationSet) -> list[Unit]:
     """
     if not source.files:
         raise UserError(f"{source.folder.url}: holds no quadruplets")
-    folder = source.folder.path() if source.folder.is_local else source.folder.url
+    folder = source.folder.everywhere().url
     columns, carried = tuple(SIDES.values()), ("id", "concept")
     return [Unit(folder=folder, file=file, columns=columns, carried=carried) for file in source.files]
 

@@ -29,7 +29,7 @@ class Comparison:
 
 def default_comparison(config: Config, run: Folder) -> Comparison:
     """Returns the run's own: `base` and `safe`, whose report is `report/`."""
-    encoders = {"base": resolve(config.train.base), "safe": _absolute(run / "encoder" / "open_clip")}
+    encoders = {"base": resolve(config.train.base), "safe": (run / "encoder" / "open_clip").everywhere()}
     return Comparison(encoders, run / "report")
 
 
@@ -69,7 +69,7 @@ def resolve(source: str) -> Source:
     if not Path(source).is_dir() and "://" not in source:
         return source
     folder = Folder(source)
-    return _absolute(folder / "open_clip" if folder.exists("open_clip") else folder)
+    return (folder / "open_clip" if folder.exists("open_clip") else folder).everywhere()
 
 
 def load_from(source: Source, device: str = "cpu") -> "Encoder":
@@ -109,7 +109,3 @@ def identify(encoders: dict[str, Source]) -> dict[str, str]:
         encoder = load_from(source)
         found[label] = hash_of(weights_hash(encoder.model), encoder.config)
     return found
-
-
-def _absolute(folder: Folder) -> Folder:
-    return Folder(folder.path()) if folder.is_local else folder

@@ -22,17 +22,6 @@ def class_embeddings(encoder: Encoder, classes: Sequence[str], templates: Sequen
     return mean_of_descriptions(encoder.encode_texts(texts), len(classes))
 
 
-def top_1(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns whether each picture's most similar class is its own, shape (n,).
-
-    Args:
-        images: embeddings (n, d) of unit length.
-        classes: embeddings (m, d) of unit length; of equal similarities the first class counts.
-        labels: int (n,), numbers of classes.
-    """
-    return (images @ classes.T).argmax(1) == labels
-
-
 def mean_of_descriptions(texts: np.ndarray, classes: int) -> np.ndarray:
     """Returns one embedding a class (m, d), of unit length, from those of its descriptions.
 

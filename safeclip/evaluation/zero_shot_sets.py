@@ -1,6 +1,5 @@
 """Data sets for zero-shot classification: the world's single objects, folders of classes, and Parquet files."""
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from safeclip.artifacts import Folder
 from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import Embedded, Unit
 from safeclip.evaluation.zero_shot import Template
+from safeclip.generation.images import encode_webp
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 WORLD_COUNT = 294  # pictures of each variant at most, three an object
@@ -62,8 +61,8 @@ def world_sets(count: int, seed: int, folder: Folder) -> list[ZeroShotSet]:
     sets = []
     for variant in VARIANTS:
         pictures, labels, names = pictures_of_one(min(count, WORLD_COUNT), seed, variant)
-        folder.write_table(f"{variant}.parquet", pa.table({"image": [_webp(pixels) for pixels in pictures]}))
-        unit = Unit(folder=_path(folder), file=f"{variant}.parquet", columns=("image",))
+        folder.write_table(f"{variant}.parquet", pa.table({"image": [encode_webp(pixels) for pixels in pictures]}))
+        unit = Unit(folder=folder.everywhere().url, file=f"{variant}.parquet", columns=("image",))
         places = [f"picture {n}" for n in range(len(labels))]
         sets.append(ZeroShotSet(f"world_{variant}", names, labels, [unit], places, descriptions()))
     return sets
@@ -129,7 +128,12 @@ def _open_folders(name: str, folder: Folder) -> _Opened:
     places = [f"{c}/{file}" for c, files in pictures.items() for file in files]
     labels = np.repeat(np.arange(len(found)), [len(files) for files in pictures.values()])
     units = [
-        Unit(folder=_path(folder), names=tuple(places[i : i + _UNIT_PICTURES]), columns=("image",), tolerant=True)
+        Unit(
+            folder=folder.everywhere().url,
+            names=tuple(places[i : i + _UNIT_PICTURES]),
+            columns=("image",),
+            tolerant=True,
+        )
         for i in range(0, len(places), _UNIT_PICTURES)
     ]
     notes = [
@@ -171,7 +175,7 @@ def _open_parquet(name: str, folder: Folder, files: list[str]) -> _Opened:
         raise UserError(f"evaluate.zero_shot.{name}: {folder.url} holds no rows")
     classes = names or sorted(set(labels))
     numbers = {c: k for k, c in enumerate(classes)}
-    units = [Unit(folder=_path(folder), file=file, columns=("image",), tolerant=True) for file in files]
+    units = [Unit(folder=folder.everywhere().url, file=file, columns=("image",), tolerant=True) for file in files]
     empty = [c for c in classes if c not in set(labels)]
     notes = [f"zero-shot {name}: the class {c!r} has no pictures; it stays among the answers" for c in empty]
     spoken = [c.replace("_", " ") for c in classes]
@@ -186,13 +190,3 @@ def _class_names(schema: pa.Schema) -> list[str] | None:
     except (KeyError, TypeError, ValueError):
         return None
     return [str(n) for n in names]
-
-
-def _path(folder: Folder) -> str:
-    return folder.path() if folder.is_local else folder.url
-
-
-def _webp(pixels: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "WEBP", lossless=True, quality=0, method=0)
-    return sink.getvalue()

@@ -85,7 +85,7 @@ def evaluate_toxifier(config: Config, run: Folder) -> dict[str, Any]:
     """
     import ray
 
-    run = Folder(run.path()) if run.is_local else run
+    run = run.everywhere()
     if read_manifest(run / "toxifier") is None:
         raise UserError(f"{run.url}: toxifier is not complete; run jobs.train_toxifier first")
     captions = unseen_captions(config, run)

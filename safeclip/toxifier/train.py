@@ -45,7 +45,7 @@ def train_toxifier(config: Config, run: Folder) -> dict[str, Any]:
     Raises:
         UserError: too few usable pairs or preferences, a batch that does not fit them, or the loss diverged.
     """
-    run = Folder(run.path()) if run.is_local else run  # workers may have another working directory
+    run = run.everywhere()
     folder, settings = run / "toxifier", config.toxifier
     pairs = read_pairs(config)
     if pairs.bad:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from safeclip.encoder.model import load_encoder
-from safeclip.evaluation.zero_shot import class_embeddings, top_1
+from safeclip.evaluation.zero_shot import class_embeddings, classify
 from safeclip.world.classes import VARIANTS, descriptions, pictures_of_one
 from safeclip.world.scenes import BACKGROUNDS
 
@@ -27,7 +27,7 @@ def test_the_base_encoder_tells_the_objects_apart():
     pictures, labels, names = pictures_of_one(300, 5)
     classes = class_embeddings(encoder, names, descriptions())
     images = encoder.encode_pixels(pictures.transpose(0, 3, 1, 2))
-    assert top_1(images, classes, labels).mean() > 0.9
+    assert classify(images, classes, labels)["top1"].mean() > 0.9
 
 
 def test_variants_show_the_same_objects_in_another_way():
