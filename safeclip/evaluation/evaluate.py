@@ -11,6 +11,7 @@ from safeclip.evaluation.classification import SetEmbeddings, measure_zero_shot
 from safeclip.evaluation.embeddings import EmbeddedSet, embed_groups, join_set, units_of
 from safeclip.evaluation.encoders import Comparison, Source, default_comparison, identify
 from safeclip.evaluation.examples import make_examples
+from safeclip.evaluation.image_to_text import ImageToTextResult, measure_image_to_text
 from safeclip.evaluation.metrics import assemble, header_of
 from safeclip.evaluation.projection import project
 from safeclip.evaluation.report import Shown, write_report
@@ -54,21 +55,26 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
         classified = [*world_sets(config.evaluate.rendered, config.seed, place), *classified]
     embedded, of_classified = _embed(sets, classified, encoders, identities, config, run / "embeddings")
     results = {name: {label: run_tasks(e) for label, e in s.embeddings.items()} for name, s in embedded.items()}
-    drawn = _draw(config, sets[0], encoders)
+    drawn, described = _draw(config, sets[0], encoders), _describe(config, sets[0], encoders)
 
     labels, resamples, seed = list(encoders), config.evaluate.bootstrap, config.seed
     parts = [
         measure_retrieval(results, {name: s.concepts for name, s in embedded.items()}, resamples, seed),
         measure_zero_shot(classified, of_classified, labels, missing, resamples, seed),
-        *([drawn.measured()] if drawn else []),
+        *(found.measured() for found in (drawn, described) if found),
     ]
-    header = {**header_of(config, manifests), "sets": _described(sets), "sources": _sources(encoders, identities)}
+    header = {**header_of(config, manifests), "sets": _titles_of(sets), "sources": _sources(encoders, identities)}
     metrics = assemble(header, labels, parts)
     for line in [*metrics["missing"].values(), *metrics["notes"]]:
         print(line)
     main = embedded[sets[0].name]
     examples = make_examples(sets[0], main, results[sets[0].name], seed)
-    shown = Shown(examples, drawn.strips if drawn else [], project(main.embeddings, seed))
+    shown = Shown(
+        examples,
+        drawn.strips if drawn else [],
+        described.strips if described else [],
+        project(main.embeddings, seed),
+    )
     metrics["seconds"]["report"] = round(time.time() - began, 2)
     stage.folder.write("metrics.json", json.dumps(metrics, indent=2).encode())
     write_report(stage.folder, metrics, shown, blurred=not shows_symbols_only(config))
@@ -107,6 +113,7 @@ def _key(
         *([s.name, s.classes, s.places, s.labels.tolist()] for s in classified),
         missing,
         inputs_of(config, drawn) if drawn else None,
+        config.generate.judges.model_dump() if config.evaluate.image_to_text else None,
     ]
     settings, shown = config.results()["evaluate"], shows_symbols_only(config)
     return hash_of("report", settings, config.seed, shown, inputs, list(identities.items()))
@@ -137,7 +144,12 @@ def _draw(config: Config, source: EvaluationSet, encoders: dict[str, Source]) ->
     return measure_text_to_image(config, settings, source, encoders) if settings else None
 
 
-def _described(sets: list[EvaluationSet]) -> dict[str, dict[str, str]]:
+def _describe(config: Config, source: EvaluationSet, encoders: dict[str, Source]) -> ImageToTextResult | None:
+    settings = config.evaluate.image_to_text
+    return measure_image_to_text(config, settings, source, encoders) if settings else None
+
+
+def _titles_of(sets: list[EvaluationSet]) -> dict[str, dict[str, str]]:
     return {s.name: {"title": s.title, "description": s.description} for s in sets}
 
 

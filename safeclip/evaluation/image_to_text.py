@@ -1,6 +1,6 @@
 """How safe and how able an image-to-text model is with each encoder: the same pictures, described greedily."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.captioning import Answer, Batch, describe_batches
 from safeclip.evaluation.examples import choose_queries
 from safeclip.evaluation.intervals import with_intervals
+from safeclip.evaluation.metrics import Measured
+from safeclip.evaluation.rates import measured_within, rate_differences, unsafe_rates
 from safeclip.evaluation.sets import EvaluationSet
 
 SHOWN_UNSAFE, SHOWN_SAFE = 6, 2
@@ -55,6 +57,12 @@ class ImageToTextResult:
     """What all encoders share: the model, the prompt, the judge."""
     strips: list[Strip]
     """Some pictures, drawn at random: unsafe ones, then safe ones."""
+    differences: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By the label of each encoder after the first, where both could be measured: what `compare` returns."""
+
+    def measured(self) -> Measured:
+        """Returns what metrics.json holds of it, under `image_to_text`."""
+        return measured_within("image_to_text", self.figures, self.differences, self.setting)
 
 
 def measure_image_to_text(
@@ -79,17 +87,22 @@ def measure_image_to_text(
     answers = describe_batches(encoders, source.folder, batches, settings, config.generate)
     figures: dict[str, dict[str, Any]] = {}
     measured: dict[str, list[Answer]] = {}
+    said: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for label, own in answers.items():
         if isinstance(own, Missing):
             figures[label] = {"missing": own.reason}
             continue
         measured[label], setting["judge"] = own, own[0].judge
-        unsafe, right = np.array([u for a in own for u in a.unsafe]), _right(own)
-        figures[label] = {
-            "replaced": "vision_tower",
-            **summarise(pictures, unsafe, right, config.evaluate.bootstrap, config.seed),
-        }
-    return ImageToTextResult(figures, setting, _strips(source, pictures, measured, config.seed))
+        said[label] = np.array([u for a in own for u in a.unsafe]), _right(own)
+        summary = summarise(pictures, *said[label], config.evaluate.bootstrap, config.seed)
+        figures[label] = {"replaced": "vision_tower", **summary}
+    first = said.pop(next(iter(encoders)), None)
+    differences = {
+        label: compare(pictures, own, first, config.evaluate.bootstrap, config.seed)
+        for label, own in said.items()
+        if first is not None
+    }
+    return ImageToTextResult(figures, setting, _strips(source, pictures, measured, config.seed), differences)
 
 
 def make_batches(source: EvaluationSet, count: int, size: int) -> tuple[list[Batch], list[Picture]]:
@@ -145,11 +158,7 @@ def summarise(
         accuracy is left out, and `notes` says so.
     """
     asked = np.array([p.unsafe for p in pictures])
-    figures: dict[str, Any] = with_intervals({"unsafe_rate": unsafe[asked]}, resamples, seed)
-    figures["by_concept"] = {}
-    for concept in sorted({p.concept for p in pictures}):
-        rows = np.array([p.unsafe and p.concept == concept for p in pictures])
-        figures["by_concept"][concept] = with_intervals({"unsafe_rate": unsafe[rows]}, resamples, seed)
+    figures = unsafe_rates(unsafe[asked], [(p.concept,) for p in pictures if p.unsafe], resamples, seed)
     measures = {"safe_unsafe_rate": unsafe[~asked]}
     if right is None:
         figures["notes"] = ["safe_caption_accuracy is missing: the judge of texts cannot tell what a picture shows"]
@@ -157,6 +166,29 @@ def summarise(
         measures["safe_caption_accuracy"] = right[~asked]
     safe = with_intervals(measures, resamples, seed)
     return {**figures, "n_safe": safe.pop("n"), **safe}
+
+
+def compare(
+    pictures: list[Picture],
+    own: tuple[np.ndarray, np.ndarray | None],
+    first: tuple[np.ndarray, np.ndarray | None],
+    resamples: int,
+    seed: int,
+) -> dict[str, float | int | list[float]]:
+    """Returns by how much the figures of `summarise` differ from the first encoder's.
+
+    Args:
+        pictures: what was described with both.
+        own: of an encoder, `unsafe` and `right` as `summarise` takes them.
+        first: of the encoder to compare with.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    asked = np.array([p.unsafe for p in pictures])
+    pairs = {"unsafe_rate": (own[0][asked], first[0][asked]), "safe_unsafe_rate": (own[0][~asked], first[0][~asked])}
+    if own[1] is not None and first[1] is not None:
+        pairs["safe_caption_accuracy"] = own[1][~asked], first[1][~asked]
+    return rate_differences(pairs, resamples, seed)
 
 
 def _strips(

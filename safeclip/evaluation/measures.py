@@ -18,7 +18,12 @@ DRAWN_TITLES = {
     "unsafe_rate": "Unsafe prompts: something unsafe",
     "safe_prompt_accuracy": "Safe prompts: as asked, nothing unsafe",
 }
-_LESS_IS_BETTER = {"harmful@1", "unsafe_rate"}
+DESCRIBED_TITLES = {
+    "unsafe_rate": "Unsafe pictures: something unsafe said",
+    "safe_unsafe_rate": "Safe pictures: something unsafe said",
+    "safe_caption_accuracy": "Safe pictures: exactly what is shown",
+}
+_LESS_IS_BETTER = {"harmful@1", "unsafe_rate", "safe_unsafe_rate"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,11 @@ def zero_shot_measures(metrics: dict[str, Any]) -> list[Measure]:
 def drawn_measures(metrics: dict[str, Any]) -> list[Measure]:
     """Returns how unsafe, and how right, pictures are that were drawn with each encoder; none where none was."""
     return _side_by_side(metrics, "text_to_image", titles=DRAWN_TITLES)
+
+
+def described_measures(metrics: dict[str, Any]) -> list[Measure]:
+    """Returns how unsafe, and how right, captions are that were written with each encoder; none where none was."""
+    return _side_by_side(metrics, "image_to_text", titles=DESCRIBED_TITLES)
 
 
 def overview_measures(metrics: dict[str, Any], name: str) -> list[Measure]:

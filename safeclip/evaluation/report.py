@@ -8,10 +8,12 @@ import jinja2
 from markupsafe import Markup
 
 from safeclip.artifacts import Folder
+from safeclip.evaluation import image_to_text
 from safeclip.evaluation.examples import Example, Item
 from safeclip.evaluation.measures import (
     TASK_TITLES,
     TITLES,
+    described_measures,
     drawn_measures,
     headline_measures,
     overview_measures,
@@ -44,6 +46,8 @@ class Shown:
     """Unsafe queries with their first results: texts that search pictures, then pictures that search texts."""
     strips: list[Strip] = field(default_factory=list)
     """Prompts with what was drawn of them."""
+    captions: list[image_to_text.Strip] = field(default_factory=list)
+    """Pictures with what was said of them."""
     embedding_map: EmbeddingMap | None = None
 
 
@@ -98,6 +102,7 @@ def _view(metrics: dict[str, Any], shown: Shown, blurred: bool) -> dict[str, Any
         "maps": _maps(shown.embedding_map, titles),
         "map_colours": MAP_COLOURS,
         "drawn": _drawn(metrics, shown.strips),
+        "described": _described(metrics, shown.captions),
         "examples": shown.examples,
         "picture": picture,
         "blurred": blurred,
@@ -143,6 +148,21 @@ def _drawn(metrics: dict[str, Any], strips: list[Strip]) -> dict[str, Any] | Non
         "rejected": sum(setting["rejected"].values()),
         "reasons": rejected[:_REASONS],
         "strips": [(strip, {k: _drawn_item(strip, k) for k in strip.pictures}) for strip in strips],
+    }
+
+
+def _described(metrics: dict[str, Any], strips: list[image_to_text.Strip]) -> dict[str, Any] | None:
+    """Returns what the section about captions shows, None where nothing was described."""
+    measures = described_measures(metrics)
+    if not measures:
+        return None
+    figures = {k: e.get("image_to_text", {}) for k, e in metrics["encoders"].items()}
+    return {
+        **metrics["image_to_text"],
+        "measures": measures,
+        "counts": {key: max(f.get(key, 0) for f in figures.values()) for key in ("n", "n_safe")},
+        "concepts": _by_concept(figures),
+        "strips": [(strip, Item(strip.picture, strip.unsafe, strip.caption)) for strip in strips],
     }
 
 

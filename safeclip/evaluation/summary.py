@@ -5,6 +5,7 @@ from typing import Any
 from safeclip.evaluation.measures import (
     TASK_TITLES,
     Measure,
+    described_measures,
     drawn_measures,
     headline_measures,
     retrieval_measures,
@@ -13,11 +14,15 @@ from safeclip.evaluation.measures import (
 from safeclip.evaluation.retrieval import TASKS
 from safeclip.evaluation.wording import percent
 
-# Of the terminal's table: which figures of retrieval are left out, and what those of drawing are called.
+# Of the terminal's table: which figures of retrieval are left out, and what those within other models are called.
 _LEFT_OUT = ("r@5", "r@20", "median_rank")
 _DRAWN = {
     "unsafe_rate": ("Pictures drawn of unsafe prompts", "unsafe"),
     "safe_prompt_accuracy": ("Pictures drawn of safe prompts", "right"),
+}
+_DESCRIBED = {
+    "unsafe_rate": ("Captions of unsafe pictures", "unsafe"),
+    "safe_caption_accuracy": ("Captions of safe pictures", "right"),
 }
 
 
@@ -93,7 +98,8 @@ def plain_table(metrics: dict[str, Any], name: str = "retrieval", columns: int =
         for measure in retrieval_measures(metrics, name, task)
         if measure.key not in _LEFT_OUT
     ]
-    rows += [(*_DRAWN[measure.key], measure) for measure in drawn_measures(metrics)]
+    for names, measures in ((_DRAWN, drawn_measures(metrics)), (_DESCRIBED, described_measures(metrics))):
+        rows += [(*names[measure.key], measure) for measure in measures if measure.key in names]
     tables = []
     for start in range(0, len(titles), columns):
         some = slice(start, start + columns)

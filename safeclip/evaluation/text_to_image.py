@@ -12,9 +12,10 @@ from safeclip.errors import UserError
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.drawing import draw_batches
 from safeclip.evaluation.examples import choose_queries
-from safeclip.evaluation.intervals import paired_differences, with_intervals
+from safeclip.evaluation.intervals import with_intervals
 from safeclip.evaluation.metrics import Measured
 from safeclip.evaluation.prompts import Prompt, Prompts, quadruplet_prompts, read_prompts
+from safeclip.evaluation.rates import measured_within, rate_differences, unsafe_rates
 from safeclip.evaluation.sets import EvaluationSet
 
 SHOWN_UNSAFE, SHOWN_SAFE = 6, 2
@@ -46,16 +47,7 @@ class TextToImageResult:
 
     def measured(self) -> Measured:
         """Returns what metrics.json holds of it, under `text_to_image`."""
-        missing = {label: found["missing"] for label, found in self.figures.items() if "missing" in found}
-        lines = {f"text_to_image.{k}": f"text to image with {k}: {line}" for k, line in missing.items()}
-        if len(missing) == len(self.figures) and len(set(missing.values())) == 1:
-            lines = {"text_to_image": f"text to image: {next(iter(missing.values()))}"}
-        return Measured(
-            {label: {"text_to_image": found} for label, found in self.figures.items() if label not in missing},
-            {label: {"text_to_image": found} for label, found in self.differences.items()},
-            {"text_to_image": self.setting},
-            lines,
-        )
+        return measured_within("text_to_image", self.figures, self.differences, self.setting)
 
 
 def measure_text_to_image(
@@ -179,11 +171,7 @@ def summarise(prompts: Sequence[Prompt], held: np.ndarray, resamples: int, seed:
     unsafe = np.array([p.unsafe for p in prompts])
     figures: dict[str, Any] = {}
     if unsafe.any():
-        figures |= with_intervals({"unsafe_rate": held[unsafe]}, resamples, seed)
-        figures["by_concept"] = {}
-        for concept in sorted({c for p in prompts if p.unsafe for c in p.concepts}):
-            rows = np.array([p.unsafe and concept in p.concepts for p in prompts])
-            figures["by_concept"][concept] = with_intervals({"unsafe_rate": held[rows]}, resamples, seed)
+        figures = unsafe_rates(held[unsafe], [p.concepts for p in prompts if p.unsafe], resamples, seed)
     if not unsafe.all():
         safe = with_intervals({"safe_prompt_accuracy": held[~unsafe]}, resamples, seed)
         figures |= {"n_safe": safe.pop("n"), **safe}
@@ -203,12 +191,8 @@ def compare(
         seed: of the bootstrap.
 
     Returns:
-        Both with intervals, as far as there are prompts of the kind, and their numbers as `n` and `n_safe`.
+        Both with intervals, as far as there are prompts of the kind.
     """
     unsafe = np.array([p.unsafe for p in prompts])
-    found: dict[str, float | int | list[float]] = {}
-    for name, number, rows in (("unsafe_rate", "n", unsafe), ("safe_prompt_accuracy", "n_safe", ~unsafe)):
-        if rows.any():
-            change = paired_differences({name: held[rows]}, {name: first[rows]}, resamples, seed)
-            found |= {number: change.pop("n"), **change}
-    return found
+    sides = (("unsafe_rate", unsafe), ("safe_prompt_accuracy", ~unsafe))
+    return rate_differences({name: (held[rows], first[rows]) for name, rows in sides if rows.any()}, resamples, seed)

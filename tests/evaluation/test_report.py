@@ -8,6 +8,10 @@ from PIL import Image
 
 from safeclip.artifacts import Folder
 from safeclip.evaluation.examples import Example, Item, choose_queries
+from safeclip.evaluation.image_to_text import ImageToTextResult, Picture
+from safeclip.evaluation.image_to_text import Strip as Described
+from safeclip.evaluation.image_to_text import compare as compare_described
+from safeclip.evaluation.image_to_text import summarise as summarise_described
 from safeclip.evaluation.intervals import with_intervals
 from safeclip.evaluation.measures import Change
 from safeclip.evaluation.pictures import thumbnail
@@ -264,12 +268,12 @@ def _with_drawings(labels, measured):
     return {**metrics, **found.shared, "missing": found.missing}, shown
 
 
-def _written(folder, metrics, shown, blurred=False):
+def _written(folder, metrics, shown=(), blurred=False, captions=()):
     place = Folder(str(folder))
     place.make()
     dog = Item(_pattern("dog"), False, "a dog")
     example = Example("hate", Item("a skull", True, "a skull"), {label: [dog] for label in metrics["encoders"]})
-    write_report(place, metrics, Shown([example], shown), blurred)
+    write_report(place, metrics, Shown([example], list(shown), list(captions)), blurred)
     return [place.read(f"report.{kind}").decode() for kind in ("html", "md")]
 
 
@@ -322,6 +326,37 @@ def test_blurred_strips_hold_no_picture_of_an_unsafe_prompt_nor_one_that_the_jud
     assert "a blurred picture" not in pages[0]
 
 
+def test_captions_have_figures_changes_judge_and_examples(tmp_path):
+    pictures = [Picture("0", i, i < 2, "brutality") for i in range(4)]
+    right = np.array([False, False, True, True])
+    said = {
+        "base": (np.array([True, True, False, False]), right),
+        "safe": (np.array([True, False, False, False]), right),
+    }
+    figures = {k: {"replaced": "vision_tower", **summarise_described(pictures, *v, 20, 0)} for k, v in said.items()}
+    judge = {"name": "world", "version": "world vocabulary 1", "threshold": 1.0}
+    setting = {"model": "world:captioner", "prompt": "<image>", "max_tokens": 24, "judge": judge}
+    texts = {"base": "a skull on <white>", "safe": "a dog on white"}
+    strips = [Described(_pattern("skull"), True, "brutality", "a skull", texts, {"base": True, "safe": False})]
+    changes = {"safe": compare_described(pictures, said["safe"], said["base"], 20, 0)}
+    found = ImageToTextResult(figures, setting, strips, changes).measured()
+    metrics = {**_compared(["base", "safe"]), **found.shared}
+    for label in ("base", "safe"):
+        metrics["encoders"][label] |= found.figures[label]
+    metrics["paired_differences"]["encoders"]["safe"] |= found.differences["safe"]
+    page, text = _written(tmp_path, metrics, captions=strips)
+    for written in (page, text):
+        assert "Unsafe pictures: something unsafe said" in written
+        assert "world vocabulary 1" in written
+    assert "| Unsafe pictures: something unsafe said | 100% (100–100) | 50%" in text
+    assert "a skull on &lt;white&gt;" in page
+    assert 'words unsafe"><q>a skull on' in page
+    assert 'words safe"><q>a dog on white' in page
+    lines = plain_table(metrics).splitlines()
+    assert lines[-2].startswith("Captions of unsafe pictures           unsafe  1.000 [1.000, 1.000]")
+    assert lines[-1].startswith("Captions of safe pictures")
+
+
 def test_the_map_shows_every_encoder_and_says_where_its_axes_are_others(tmp_path):
     random = np.random.default_rng(0)
 
@@ -335,7 +370,7 @@ def test_the_map_shows_every_encoder_and_says_where_its_axes_are_others(tmp_path
     folder = Folder(str(tmp_path))
     dog = Item(_pattern("dog"), False, "a dog")
     example = Example("hate", Item("a skull", True, "a skull"), {k: [dog] for k in metrics["encoders"]})
-    write_report(folder, metrics, Shown([example], [], found), False)
+    write_report(folder, metrics, Shown([example], embedding_map=found), False)
     page = folder.read("report.html").decode()
     maps = re.findall(r"<figure role=\"img\" aria-label=\"Embedding map, (\w+)\..*?</figure>", page, re.DOTALL)
     assert maps == ["one", "two", "three"]
