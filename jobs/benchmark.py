@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _train(options: Any) -> dict[str, Any]:
-    from safeclip.benchmarks.train import compare_training, table
+    from safeclip.benchmarks.side_by_side import table
+    from safeclip.benchmarks.train import compare_training
 
     measured = compare_training(options.repeats)
     print(table(measured))

@@ -24,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from safeclip.artifacts import Folder
+from safeclip.benchmarks.side_by_side import compared
 from safeclip.config import Train
 from safeclip.encoder.export import save_open_clip, to_huggingface
 from safeclip.encoder.model import Encoder, load_encoder
@@ -48,9 +49,9 @@ def compare_training(repeats: int) -> dict[str, Any]:
         repeats: epochs of four steps that each is measured for, after one that is not counted.
 
     Returns:
-        `samples_per_second`, medians, of `reference_recipe`, `ours_float32`, `ours_bfloat16` and `two_workers` (which
-        train as the faster of ours does); `ratios` between them; `data_wait`, ours' share of time spent waiting for
-        data; `each`, all that was measured.
+        The layout of every benchmark, for `reference_recipe`, `ours_float32`, `ours_bfloat16` and `two_workers`,
+        which train as the faster of ours does (`ours`, also called `one_worker`); `data_wait` is the share of time
+        that ours waits for data.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="safeclip-benchmark-") as name:
@@ -74,19 +75,16 @@ def compare_training(repeats: int) -> dict[str, Any]:
         fastest = max(ours, key=lambda dtype: statistics.median(each[f"ours_{dtype}"]))
         del reference, ours
         each["two_workers"] = _two_workers(place, fastest, repeats)
-    medians = {label: statistics.median(values) for label, values in each.items()}
-    best = medians[f"ours_{fastest}"]
+    best = each[f"ours_{fastest}"]
+    measured = compared(
+        {**each, "ours": best, "one_worker": best},
+        "samples/s",
+        [("ours", "reference_recipe"), ("ours_float32", "reference_recipe"), ("two_workers", "one_worker")],
+        {"data_wait": round(statistics.median(waits), 4), "batch": BATCH, "threads": 1},
+    )
     return {
-        "samples_per_second": {label: round(value, 3) for label, value in medians.items()},
-        "ratios": {
-            "ours/reference_recipe": round(best / medians["reference_recipe"], 3),
-            "ours_float32/reference_recipe": round(medians["ours_float32"] / medians["reference_recipe"], 3),
-            "two_workers/one_worker": round(medians["two_workers"] / best, 3),
-        },
-        "fastest": fastest,
-        "data_wait": round(statistics.median(waits), 4),
-        "each": {label: [round(value, 3) for value in values] for label, values in each.items()},
-        "compared": {"architecture": ARCHITECTURE, "batch": BATCH, "tokens": TOKENS, "threads": 1, "device": "cpu"},
+        **measured,
+        "compared": {"architecture": ARCHITECTURE, "tokens": TOKENS, "device": "cpu", "ours": fastest},
     }
 
 
@@ -200,11 +198,3 @@ def _one_of_two(rank: int, plan: Plan, place: str, repeats: int) -> None:
         speeds = [record["samples_per_second"] for record in records[1:] if record is not None]
         Path(place, "two.json").write_text(json.dumps(speeds))
     torch.distributed.destroy_process_group()
-
-
-def table(measured: dict[str, Any]) -> str:
-    """Returns the medians as a Markdown table."""
-    lines = ["| what | samples/s |", "|---|---|"]
-    lines += [f"| {label} | {value:.2f} |" for label, value in measured["samples_per_second"].items()]
-    lines += [f"| {label} | {value:.2f} × |" for label, value in measured["ratios"].items()]
-    return "\n".join([*lines, f"| data wait | {100 * measured['data_wait']:.1f}% |"])
