@@ -64,6 +64,8 @@ class Batch:
 
     tokens: torch.Tensor
     pixels: torch.Tensor
+    wanted: torch.Tensor | None = None
+    """(N, L, w): the states that the texts are held to, 0 where a text has none; None if to none at all."""
 
     def __len__(self) -> int:
         """Returns N."""
@@ -71,7 +73,8 @@ class Batch:
 
     def part(self, start: int, stop: int) -> "Batch":
         """Returns some of them."""
-        return Batch(self.tokens[start:stop], self.pixels[start:stop])
+        rows = slice(start, stop)
+        return Batch(self.tokens[rows], self.pixels[rows], None if self.wanted is None else self.wanted[rows])
 
     @staticmethod
     def join(batches: list["Batch"]) -> "Batch":

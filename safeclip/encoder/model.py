@@ -47,19 +47,29 @@ def encode_tokens(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     A causal tower that pools at the end token gives the same embedding without the padding behind it, so the padding
     that all rows share is cut off first; any other tower sees all tokens.
     """
-    if not _is_causal(model):
+    if not is_causal(model):
         return model.encode_text(tokens, normalize=True)
     tokens = trim_tokens(tokens)
+    return pool_states(model, text_states(model, tokens), tokens)
+
+
+def text_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Returns a causal tower's states (B, L, w) at each of tokens (B, L), which a text-to-image model reads."""
     length = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length].to(x.dtype))
-    pooled = model.ln_final(x)[torch.arange(len(x), device=x.device), tokens.argmax(1)]
+    return model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length].to(x.dtype)))
+
+
+def pool_states(model: Any, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Returns the embeddings (B, d), of unit length, that a causal tower makes of its states (B, L, w)."""
+    pooled = states[torch.arange(len(states), device=states.device), tokens.argmax(1)]
     projection = model.text_projection
     projected = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
     return F.normalize(projected, dim=-1)
 
 
-def _is_causal(model: Any) -> bool:
+def is_causal(model: Any) -> bool:
+    """Returns whether an encoder's text tower is causal and pools at the end token."""
     causal = isinstance(model, open_clip.CLIP) and model.attn_mask is not None
     return causal and model.text_pool_type == "argmax" and model.text_projection is not None
 

@@ -15,9 +15,9 @@ from safeclip.config import Config, Train
 from safeclip.encoder.card import model_card
 from safeclip.encoder.data import Rows
 from safeclip.encoder.loop import train_loop
-from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.encoder.model import Encoder, is_causal, load_encoder
 from safeclip.encoder.negation import negate_unsafe_weights
-from safeclip.encoder.objectives import NEGATION, make_objective
+from safeclip.encoder.objectives import NEGATION, Objective, make_objective
 from safeclip.encoder.progress import Progress, read_progress
 from safeclip.encoder.publish import merged, trained_student, weights_hash, write_exports
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_teacher
@@ -67,6 +67,20 @@ def check_settings(train: Train, counts: dict[str, int]) -> None:
                 )
 
 
+def check_states(objective: Objective, base: Encoder) -> None:
+    """Refuses an objective that wants the states of texts where the text tower has none to compare.
+
+    Raises:
+        UserError: the objective and the encoder do not go together.
+    """
+    if objective.uses_states and not is_causal(base.model):
+        terms = ", ".join(f"{term}: 0" for term in objective.state_terms)
+        raise UserError(
+            f"train.objective: {'; '.join(objective.state_terms)} hold the states of a causal text tower, which "
+            f"{type(base.model).__name__} has not; leave them out with --set 'train.weights={{{terms}}}'"
+        )
+
+
 def train_encoder(
     config: Config, run: Folder, folder: Folder | None = None, shared: Folder | None = None
 ) -> dict[str, Any]:
@@ -93,6 +107,8 @@ def train_encoder(
         raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
     check_settings(config.train, quadruplets["data"]["quadruplets"])
     train, base = config.train, load_encoder(config.train.base)
+    if train.objective != NEGATION:
+        check_states(make_objective(train.objective, train.weights), base)
     base_hash, content_hash = weights_hash(base.model), quadruplets["content_hash"]
     folder = (folder or run / "encoder").everywhere()
     shared = (shared or folder).everywhere()

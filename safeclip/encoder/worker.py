@@ -27,10 +27,11 @@ from safeclip.encoder.data import (
     share_of,
     write_rows,
 )
-from safeclip.encoder.model import Encoder, encode_tokens, load_encoder
+from safeclip.encoder.model import Encoder, encode_tokens, load_encoder, pool_states, text_states
 from safeclip.encoder.nearest import NearestSafe
 from safeclip.encoder.objectives import Embeddings, Objective, make_objective
 from safeclip.encoder.progress import Progress, memory_gib, read_progress, told
+from safeclip.encoder.states import held_tokens, state_drift
 from safeclip.encoder.student import clip_of, load_trained_state, lower_frozen, make_student, trained_state
 from safeclip.encoder.teacher import DRAWN, KEPT, Unit
 from safeclip.encoder.tracker import make_tracker
@@ -66,11 +67,21 @@ class TwoTowers(torch.nn.Module):
         self.student = student
         self.normalize_pixels = encoder.normalize_pixels
 
-    def forward(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns embeddings (N, 2, d) of tokens (N, L) and of uint8 pixels (N, 3, H, W), float32."""
+    def forward(self, tokens: torch.Tensor, pixels: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns embeddings (N, 2, d) of tokens (N, L) and of uint8 pixels (N, 3, H, W), float32.
+
+        Where there are states (N, L, w) that the texts are held to, there is one more column, (N, 2, d + 1): how far
+        each text's are from them, and 0 for the picture. So it is gathered, and its gradient cached, as all the rest.
+        """
         clip = clip_of(self.student)
-        image = clip.encode_image(self.normalize_pixels(pixels), normalize=True)
-        return torch.stack([encode_tokens(clip, tokens).float(), image.float()], dim=1)
+        image = clip.encode_image(self.normalize_pixels(pixels), normalize=True).float()
+        if wanted is None:
+            return torch.stack([encode_tokens(clip, tokens).float(), image], dim=1)
+        states = text_states(clip, tokens)
+        drift = state_drift(states.float(), wanted)
+        text = pool_states(clip, states, tokens).float()
+        columns = torch.stack([drift, torch.zeros_like(drift)], dim=1).unsqueeze(-1)
+        return torch.cat([torch.stack([text, image], dim=1), columns], dim=-1)
 
 
 def learning_rate(step: int, steps: int, train: Train) -> float:
@@ -119,8 +130,10 @@ class Worker:
         self.rank, self.workers, self.device = rank, workers, device
         self.encoder = load_encoder(self.train.base, device)
         self.student = make_student(self.encoder.model, self.train.lora, plan.seed)
-        # The teacher's numbers are at hand, so the teacher need not be, unless pictures change from step to step.
-        self.teacher = self.encoder.model if self.train.views else None
+        self.objective: Objective = make_objective(self.train.objective, self.train.weights)
+        # The teacher's embeddings are at hand, so the teacher need not be, unless pictures change from step to step,
+        # or its states are wanted, which are too many to keep.
+        self.teacher = self.encoder.model if self.train.views or self.objective.uses_states else None
         self.encoder.model = torch.nn.Identity()
         if self.train.dtype == "bfloat16":
             lower_frozen(self.student, torch.bfloat16)
@@ -132,7 +145,6 @@ class Worker:
         self.parallel = wrap(self.towers)
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.train.learning_rate, fused=True)
-        self.objective: Objective = make_objective(self.train.objective, self.train.weights)
         paths = {split: cache_path(plan.key, split) for split in plan.folders if split != DRAWN}
         if local_rank == 0:
             for split, path in paths.items():
@@ -160,9 +172,9 @@ class Worker:
         return {split: NearestSafe(found, references["train"]) for split, found in references.items()}
 
     def _embed(self, module: Any, batch: Batch) -> torch.Tensor:
-        """Returns the embeddings (N, 2, d) of texts and pictures."""
+        """Returns what the towers make of texts and pictures, see `TwoTowers.forward`."""
         with self._autocast():
-            return module(batch.tokens.to(self.device), batch.pixels.to(self.device))
+            return module(batch.tokens.to(self.device), batch.pixels.to(self.device), batch.wanted)
 
     def _autocast(self) -> torch.autocast:
         lower = self.train.dtype == "bfloat16"
@@ -180,18 +192,21 @@ class Worker:
 
         Args:
             split: of the quadruplets.
-            gathered: the workers' embeddings (workers, N, 2, d), of each its safe, unsafe and kept items.
+            gathered: what the workers' towers made (workers, N, 2, …), of each its safe, unsafe and kept items.
             rows: numbers of the quadruplets, in the order of workers.
             kept: numbers of the safe pairs.
             taught: what `_teach` returned.
         """
         own = len(rows) // self.workers
         sides = {"safe": gathered[:, :own], "unsafe": gathered[:, own : 2 * own], "kept": gathered[:, 2 * own :]}
+        width = gathered.shape[-1] - self.objective.uses_states
         found = {
-            f"{side}_{kind}": part.flatten(0, 1)[:, place]
+            f"{side}_{kind}": part.flatten(0, 1)[:, place, :width]
             for side, part in sides.items()
             for place, kind in enumerate(("text", "image"))
         }
+        if self.objective.uses_states:
+            found |= {f"{side}_drift": part.flatten(0, 1)[:, 0, width] for side, part in sides.items()}
         found |= self.rows[split].references(rows) | self.rows[split].labels(rows)
         if len(kept):
             for name, value in self.rows[KEPT].references(kept).items():
@@ -236,6 +251,29 @@ class Worker:
         return Batch(batch.tokens, take_views(batch.pixels, np.concatenate(chosen)))
 
     @torch.no_grad()
+    def _with_states(self, batch: Batch, rows: int) -> Batch:
+        """Returns a batch with the teacher's states that its texts are held to, if the objective wants them.
+
+        Args:
+            batch: safe, unsafe and kept items.
+            rows: how many quadruplets are in it.
+        """
+        if not self.objective.uses_states:
+            return batch
+        assert self.teacher is not None
+        tokens = batch.tokens.to(self.device)
+        safe = torch.cat([tokens[:rows], tokens[:rows], tokens[2 * rows :]])
+        tokens, safe, read = held_tokens(tokens, safe)
+        once = torch.cat([safe[:rows], safe[2 * rows :]])
+        with self._autocast():
+            parts = [
+                text_states(self.teacher, part).float() for part in once.split(self.train.micro_batch or len(once))
+            ]
+        states = torch.cat(parts)
+        wanted = torch.cat([states[:rows], states]) * read.unsqueeze(-1)
+        return Batch(tokens, batch.pixels, wanted)
+
+    @torch.no_grad()
     def _teach(self, batch: Batch, rows: int) -> dict[str, torch.Tensor]:
         """Returns the teacher's embeddings of the safe pictures as they are seen in this step, where there are views.
 
@@ -247,7 +285,7 @@ class Worker:
             Of all workers, `safe_image_ref` (B, d) and `kept_image_ref` (P, d); nothing where pictures are as they
             always are, so that the numbers at hand hold.
         """
-        if self.teacher is None:
+        if self.teacher is None or self.train.views is None:
             return {}
         safe = torch.cat([batch.pixels[:rows], batch.pixels[2 * rows :]]).to(self.device)
         parts = safe.split(self.train.micro_batch or len(safe))
@@ -313,6 +351,7 @@ class Worker:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.train.epochs * self.batches, self.train)
         self.optimizer.zero_grad(set_to_none=True)
+        batch = self._with_states(batch, len(rows) // self.workers)
         size = self.train.micro_batch or len(batch)
         parts = [batch.part(start, start + size) for start in range(0, len(batch), size)]
         taught = self._teach(batch, len(rows) // self.workers)
@@ -374,7 +413,8 @@ class Worker:
         sides: list[list[torch.Tensor]] = [[], []]
         pieces = np.split(own, range(VALIDATION_BATCH, len(own), VALIDATION_BATCH))
         for batch in prefetch(rows.batch, pieces):
-            for side, part in zip(sides, self._embed(self.towers, batch).chunk(2), strict=True):
+            held = self._with_states(batch, len(batch) // 2)
+            for side, part in zip(sides, self._embed(self.towers, held).chunk(2), strict=True):
                 side.append(part)
         embedded = torch.cat([*sides[0], *sides[1]])
         gathered = all_rows(embedded, self.rank, self.workers).unflatten(0, (self.workers, len(embedded)))

@@ -21,7 +21,8 @@ def random_embeddings(rows: int, width: int, seed: int, kept: int = 0, progress:
     pairs = {f"kept_{name}": draw(kept) for name in ("text", "image", "text_ref", "image_ref")}
     labels = {f"{kind}_unsafe": torch.from_numpy(random.random(rows) < 0.7) for kind in ("text", "image")}
     nearest = Nearest(*(draw(rows) for _ in range(4)), torch.linspace(0, 1, rows, dtype=torch.float64))
-    return Embeddings(**student, **teacher, **pairs, **labels, progress=progress, nearest=nearest)
+    drift = {f"{side}_drift": draw(n)[:, 0] + 1 for side, n in (("safe", rows), ("unsafe", rows), ("kept", kept))}
+    return Embeddings(**student, **teacher, **pairs, **labels, **drift, progress=progress, nearest=nearest)
 
 
 def embeddings_of(**sides: torch.Tensor) -> Embeddings:

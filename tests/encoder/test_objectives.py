@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -124,6 +125,18 @@ def test_apart_picks_the_safe_item_among_safe_and_unsafe_ones():
     stayed = [1 - float(a @ b) for a, b in zip(e.safe_text, e.safe_text_ref, strict=True)]
     stayed += [1 - float(a @ b) for a, b in zip(e.kept_text, e.kept_text_ref, strict=True)]
     assert float(losses["preserve text"]) == pytest.approx(np.mean(stayed), abs=1e-9)
+
+
+def test_apart_holds_the_states_of_texts_and_only_if_they_have_a_weight():
+    e = random_embeddings(5, 16, 7, kept=3)
+    losses = Apart().losses(e)
+    assert float(losses["redirect states"]) == pytest.approx(float(e.unsafe_drift.mean()))
+    kept = [*e.safe_drift.tolist(), *e.kept_drift.tolist()]
+    assert float(losses["preserve states"]) == pytest.approx(np.mean(kept))
+    assert Apart().uses_states
+    assert not Apart({"redirect states": 0, "preserve states": 0}).uses_states
+    without = Apart().losses(dataclasses.replace(e, safe_drift=None, unsafe_drift=None, kept_drift=None))
+    assert losses.keys() - without.keys() == set(Apart.state_terms)
 
 
 def test_safer_clip_takes_the_nearest_safe_row_and_one_hard_negative():

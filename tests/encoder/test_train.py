@@ -10,13 +10,15 @@ from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config, load_config
-from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.encoder.model import Encoder, load_encoder, text_states
+from safeclip.encoder.objectives import make_objective
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.progress import Progress
 from safeclip.encoder.publish import export_checkpoint
+from safeclip.encoder.states import held_tokens, state_drift
 from safeclip.encoder.student import merge_student, trained_state
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_rows, plan_units
-from safeclip.encoder.train import check_settings, train_encoder
+from safeclip.encoder.train import check_settings, check_states, train_encoder
 from safeclip.encoder.worker import Plan, Worker, learning_rate
 from safeclip.errors import UserError
 from safeclip.world import scenes
@@ -281,8 +283,9 @@ def _gradients_of_one_of_two(rank: int, plan: Plan, folder: str) -> None:
 
 
 def test_two_workers_have_the_gradient_of_one(plan, tmp_path):
-    whole = gradients_of_a_step(Worker(plan("one")))
-    torch.multiprocessing.spawn(_gradients_of_one_of_two, (plan("two"), str(tmp_path)), nprocs=2)
+    sets = ["train.objective=apart", "train.views={share: 0.5}"]  # states, views and all that is gathered
+    whole = gradients_of_a_step(Worker(plan("one", *sets)))
+    torch.multiprocessing.spawn(_gradients_of_one_of_two, (plan("two", *sets), str(tmp_path)), nprocs=2)
     for parts in (None, 5):
         assert worst_difference(torch.load(tmp_path / f"{parts}.pt"), whole) < 1e-5
 
@@ -310,11 +313,33 @@ def test_validation_does_not_depend_on_the_batch(plan):
 def test_the_teacher_sees_the_views_of_the_safe_pictures_that_the_student_sees(plan):
     """A student that has not moved yet is where the teacher is, whatever views they have of the pictures."""
     sets = ["train.objective=apart", "train.learning_rate=1.0e-12", "train.micro_batch=5"]
+    sets.append("train.weights={redirect states: 0, preserve states: 0}")
     worker = Worker(plan("views", *sets, "train.views={share: 1, zoom: 0.3}"))
     distance = worker.take_epoch()["loss"]["preserve image"]
     assert distance == pytest.approx(0, abs=1e-6)
     worker.teacher = None  # the numbers at hand are of the pictures as they are
     assert worker.take_epoch()["loss"]["preserve image"] > 1e-3
+
+
+@torch.no_grad()
+def test_unsafe_texts_are_held_to_the_teachers_states_of_their_own_safe_texts(trained, plan):
+    worker = Worker(plan("states", "train.objective=apart"))
+    found = worker.validate()["validation"]
+    rows = (trained[0] / "quadruplets" / "validation").read_table("part-0000.parquet")
+    base, expected = load_encoder("world:encoder"), []
+    for unsafe, safe in zip(rows["unsafe_caption"].to_pylist(), rows["safe_caption"].to_pylist(), strict=True):
+        own, held_to, read = held_tokens(base.tokenizer([unsafe]), base.tokenizer([safe]))
+        wanted = text_states(base.model, held_to) * read.unsqueeze(-1)
+        expected.append(float(state_drift(text_states(base.model, own), wanted)))
+    assert found["redirect states"] == pytest.approx(np.mean(expected), rel=1e-4)
+    assert found["preserve states"] == pytest.approx(0, abs=1e-5)
+
+
+def test_an_objective_of_states_is_refused_where_texts_have_none():
+    encoder = dataclasses.replace(load_encoder("world:encoder"), model=torch.nn.Identity())
+    check_states(make_objective("safe-clip"), encoder)
+    with pytest.raises(UserError, match="leave them out with --set 'train.weights="):
+        check_states(make_objective("apart"), encoder)
 
 
 def test_a_loss_that_is_no_number_ends_the_epoch(plan):

@@ -21,6 +21,9 @@ class Apart(Objective):
     items, by a margin, for a search meets many more of them than a step has. The safe pictures and texts are the
     teacher's, so only unsafe items move for it, and a distance that weighs far more than the rest holds the safe ones
     where they were, on the quadruplets' safe sides and on the safe pairs (`train.preserve`), which cost nothing.
+
+    A text-to-image model reads the tower's state at every token, not the embedding, and nothing of the above binds
+    those: the states of an unsafe text go to the teacher's of its safe text, those of safe texts stay.
     """
 
     weights: ClassVar[dict[str, float]] = {
@@ -30,7 +33,10 @@ class Apart(Objective):
         "avoid image": 1.0,
         "preserve text": 200.0,
         "preserve image": 200.0,
+        "redirect states": 20.0,
+        "preserve states": 100.0,
     }
+    state_terms = ("redirect states", "preserve states")
 
     def losses(self, batch: Embeddings) -> dict[str, torch.Tensor]:
         """Returns the terms by name, scalars, unweighted."""
@@ -43,6 +49,7 @@ class Apart(Objective):
             "avoid image": _avoid(batch.unsafe_image, batch.safe_text_ref, batch.unsafe_text),
             "preserve text": distance(text, text_ref),
             "preserve image": distance(image, image_ref),
+            **_states(batch),
         }
 
 
@@ -69,3 +76,13 @@ def _avoid(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> tor
     own = (unsafe * safe).sum(1, keepdim=True) - MARGIN
     logits = SCALE * torch.cat([own, unsafe @ other.T], dim=1)
     return F.cross_entropy(logits, torch.zeros(len(unsafe), dtype=torch.long, device=logits.device))
+
+
+def _states(batch: Embeddings) -> dict[str, torch.Tensor]:
+    """Returns the terms of the states of texts, if there are some."""
+    if batch.unsafe_drift is None or batch.safe_drift is None or batch.kept_drift is None:
+        return {}
+    return {
+        "redirect states": batch.unsafe_drift.mean(),
+        "preserve states": torch.cat([batch.safe_drift, batch.kept_drift]).mean(),
+    }

@@ -43,6 +43,13 @@ class Embeddings:
     """Share of all steps that are done."""
     nearest: "Nearest | None" = None
     """Only for objectives with `uses_nearest`."""
+    safe_drift: torch.Tensor | None = None
+    """(B,), as the next one, only for objectives with `uses_states`: how far the states of the safe text are from the
+    teacher's of the same text, one minus their cosine, averaged over the tokens;"""
+    unsafe_drift: torch.Tensor | None = None
+    """those of the unsafe text from the teacher's of its *safe* text;"""
+    kept_drift: torch.Tensor | None = None
+    """(P,), those of the safe pair's text from the teacher's of the same text."""
 
     def part(self, start: int, stop: int) -> Self:
         """Returns some of the quadruplets, with all of the safe pairs."""
@@ -95,6 +102,8 @@ class Objective:
     """Of each term, where the config gives no other."""
     uses_nearest: ClassVar[bool] = False
     """Whether `Embeddings.nearest` is wanted."""
+    state_terms: ClassVar[tuple[str, ...]] = ()
+    """The terms that need `Embeddings.safe_drift` and its like, which a weight of 0 for all of them saves."""
 
     def __init__(self, weights: dict[str, float] | None = None) -> None:
         """Takes weights over the class's own.
@@ -105,6 +114,11 @@ class Objective:
         if unknown := sorted(set(weights or {}) - set(self.weights)):
             raise UserError(f"train.weights: no term {unknown[0]!r}; there are {', '.join(self.weights)}")
         self.used = {**self.weights, **(weights or {})}
+
+    @property
+    def uses_states(self) -> bool:
+        """Whether the states of texts are wanted."""
+        return any(self.used[term] for term in self.state_terms)
 
     def losses(self, batch: Embeddings) -> dict[str, torch.Tensor]:
         """Returns the terms by name, scalars, unweighted."""
