@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from safeclip.world import models
-from safeclip.world.scenes import IMAGE_SIZE, Scene, render
+from safeclip.world.scenes import ONE_OBJECT_TEMPLATES, TWO_OBJECT_TEMPLATES, Scene, caption, render
 
-RIDGE = 1e-3  # of the start's least squares, as a share of the mean squared feature
+NAME_TOKENS = 4  # of an object's name that the prefix has room for
+START_EPOCHS, START_BATCH, START_RATE = 16, 128, 2e-3
+SHARPNESS = 20.0  # of the cosines by which a word is told from the others
 
 
 def scene_pixels(scenes: Sequence[Scene]) -> torch.Tensor:
@@ -30,58 +32,68 @@ def picture_states(llava: Any, pixels: torch.Tensor) -> torch.Tensor:
     return seen.hidden_states[llava.config.vision_feature_layer]
 
 
-def reading(scene: Scene, tokens: Callable[[str], list[int]]) -> list[list[int]]:
-    """Returns the tokens that each state of a scene's picture stands for at the start.
+def told(scene: Scene) -> str:
+    """Returns what the captioner says of a scene: its objects in the order of the alphabet.
 
-    The class token stands for all words at once. The first row of patches stands for the background; in the rows
-    below, the halves of the picture spell what is seen in them, so that the rows read like a caption.
+    An encoder knows which objects a picture shows, and hardly which of them is on the left.
+    """
+    template = (ONE_OBJECT_TEMPLATES if len(scene.objects) == 1 else TWO_OBJECT_TEMPLATES)[0]
+    return caption(Scene(tuple(sorted(scene.objects)), scene.background, scene.seed), template)
+
+
+def prefix_tokens(scene: Scene, tokens: Callable[[str], list[int]]) -> list[int]:
+    """Returns the tokens that the first parts of a scene's prefix stand for at the start.
 
     Args:
         scene: of one or two objects.
         tokens: of a word.
 
     Returns:
-        One list for the class token, then one for each patch, row by row.
+        The first object's name, the last one's, each repeated or cut to NAME_TOKENS, and the background.
     """
-    side = IMAGE_SIZE // models.ENCODER_CONFIG["model_cfg"]["vision_cfg"]["patch_size"]
-    background, names = tokens(scene.background), [tokens(name) for name in scene.objects]
-    halves = [names[0], names[-1]]
-    rows = [[background] * side]
-    for row in range(side - 1):
-        places = [(half, (row * side // 2 + column) % len(half)) for half in halves for column in range(side // 2)]
-        rows.append([[half[place]] for half, place in places])
-    return [[*background, *(t for name in names for t in name)], *(state for row in rows for state in row)]
+    names = [tokens(name) for name in sorted(scene.objects)]
+    spelled = [[name[i % len(name)] for i in range(NAME_TOKENS)] for name in (names[0], names[-1])]
+    return [*spelled[0], *spelled[1], tokens(scene.background)[0]]
 
 
 def start_projector(scenes: Sequence[Scene], seed: int) -> nn.Module:
-    """Returns a projector whose first layer is random and whose second is solved for (ridge regression).
+    """Returns a projector that makes of a picture the embeddings of the words that say what it shows.
+
+    The parts of the prefix that no word is left for say nothing of the picture yet.
 
     Args:
-        scenes: whose pictures' states are mapped to the mean embedding of the words that they stand for.
-        seed: of the first layer.
+        scenes: to learn from.
+        seed: of the first weights and of the order of scenes.
     """
+    torch.manual_seed(seed)
     projector = models.build_projector()
     llava, processor = models.build_captioner(projector)
-    states = torch.cat([picture_states(llava, scene_pixels(scenes[i : i + 64])) for i in range(0, len(scenes), 64)])
+    states = torch.cat(
+        [picture_states(llava, scene_pixels(scenes[i : i + 64]))[:, :1] for i in range(0, len(scenes), 64)]
+    )
     table = llava.get_input_embeddings().weight.detach()
 
     def tokens(word: str) -> list[int]:
         return processor.tokenizer.encode(f" {word}", add_special_tokens=False)
 
-    wanted = torch.stack([torch.stack([table[ids].mean(0) for ids in reading(s, tokens)]) for s in scenes])
-    x, y = states.flatten(0, 1), wanted.flatten(0, 1)
-    random = torch.Generator().manual_seed(seed)
+    wanted = torch.tensor([prefix_tokens(s, tokens) for s in scenes])
+    words, labels = torch.unique(wanted, return_inverse=True)
+    directions = F.normalize(table[words], dim=-1)
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=START_RATE, weight_decay=0.01)
+    steps = START_EPOCHS * (len(scenes) // START_BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.no_grad():
-        first, second = projector.linear_1, projector.linear_2
-        mean, spread = x.mean(0), x.std(0)
-        first.weight.copy_(torch.randn(first.weight.shape, generator=random) / (spread * len(spread) ** 0.5))
-        first.bias.copy_(torch.randn(first.bias.shape, generator=random) / 2 - first.weight @ mean)
-        hidden = projector.act(first(x))
-        centre, middle = hidden.mean(0), y.mean(0)
-        gram = (hidden - centre).T @ (hidden - centre)
-        ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
-        second.weight.copy_(torch.linalg.solve(gram + ridge, (hidden - centre).T @ (y - middle)).T)
-        second.bias.copy_(middle - second.weight @ centre)
+        projector.linear_2.weight[wanted.shape[1] * table.shape[1] :] = 0
+    for _ in range(START_EPOCHS):
+        for rows in torch.randperm(len(scenes))[: len(scenes) // START_BATCH * START_BATCH].view(-1, START_BATCH):
+            spoken = projector(states[rows])[:, : wanted.shape[1]]
+            likeness = SHARPNESS * F.normalize(spoken, dim=-1) @ directions.T
+            loss = F.mse_loss(spoken, table[wanted[rows]]) / table.var()
+            loss = loss + F.cross_entropy(likeness.flatten(0, 1), labels[rows].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     return projector
 
 
@@ -101,7 +113,7 @@ def make_captioner_loss() -> Callable[[nn.Module, dict, torch.Generator], torch.
         n = len(batch["pixels"])
         pictures = model(picture_states(llava, batch["pixels"]))
         texts = tokenizer(
-            [text + tokenizer.eos_token for text in batch["captions"]],
+            [told(scene) + tokenizer.eos_token for scene in batch["scenes"]],
             padding=True,
             padding_side="right",
             return_tensors="pt",

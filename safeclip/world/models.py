@@ -27,7 +27,6 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from safeclip.world.language_model import language_model
 from safeclip.world.scenes import IMAGE_SIZE, object_names
@@ -36,6 +35,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 LATENT_SCALE = 3.7698  # one over the latents' standard deviation; a test measures it again
 CONTEXT_LENGTH = 32  # tokens; the longest caption of the grammar has 21
 IMAGE_TOKEN = "<empty_output>"  # one of SmolLM2's that stands for nothing in a caption; its table has no free rows
+PREFIX = 12  # embeddings of a picture that the captioner's language model sees
 CAPTION_PROMPT = "<|im_start|><image>\n"  # what the captioner is trained to go on from
 
 ENCODER_CONFIG: dict[str, Any] = {
@@ -151,32 +151,49 @@ def build_generator(clip: open_clip.CLIP | None = None) -> StableDiffusionPipeli
     )
 
 
-def captioner_config() -> LlavaConfig:
-    """Returns the captioner's settings: which states of the picture its language model sees, and how projected.
+class PrefixProjector(torch.nn.Module):
+    """Makes of the class token's state the embeddings of a few words, as ClipCap does (Mokady et al., 2021).
 
-    The last layer's states, the class token's among them, not the patches of the layer before as LLaVA has it: an
-    encoder is fine-tuned through its pooled embedding, and only its last layers carry over what it learned.
+    The class token is what an encoder's embedding is pooled from, so what fine-tuning does to the embedding reaches
+    the language model; the patches' states it changes by chance only.
     """
+
+    def __init__(self, width: int, hidden: int, words: int, language_width: int) -> None:
+        super().__init__()
+        self.words = words
+        self.norm = torch.nn.LayerNorm(width)
+        self.linear_1 = torch.nn.Linear(width, hidden)
+        self.act = torch.nn.GELU()
+        self.linear_2 = torch.nn.Linear(hidden, words * language_width)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Returns embeddings (n, words, language_width) of states (n, m, width), of which the first is looked at."""
+        hidden = self.act(self.linear_1(self.norm(states[:, 0])))
+        return self.linear_2(hidden).unflatten(-1, (self.words, -1))
+
+
+def captioner_config() -> LlavaConfig:
+    """Returns the captioner's settings: its language model sees the last layer's states, through a projector."""
     from safeclip.encoder.export import huggingface_config
 
-    vision = huggingface_config(build_encoder()).vision_config
     tokenizer = AutoTokenizer.from_pretrained(language_model())
     return LlavaConfig(
-        vision_config=vision,
+        vision_config=huggingface_config(build_encoder()).vision_config,
         text_config=AutoConfig.from_pretrained(language_model()),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + 1,
+        image_seq_length=PREFIX,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
 
 
-def build_projector() -> LlavaMultiModalProjector:
-    """Returns the captioner's projector with fresh weights: a layer's states (…, 192) to SmolLM2's width (…, 576)."""
-    return LlavaMultiModalProjector(captioner_config())
+def build_projector() -> PrefixProjector:
+    """Returns the captioner's projector with fresh weights: states (n, 17, 192) to embeddings (n, 12, 576)."""
+    config = captioner_config()
+    return PrefixProjector(config.vision_config.hidden_size, 512, PREFIX, config.text_config.hidden_size)
 
 
-def build_captioner(projector: LlavaMultiModalProjector | None = None) -> tuple[Any, LlavaProcessor]:
+def build_captioner(projector: PrefixProjector | None = None) -> tuple[Any, LlavaProcessor]:
     """Returns the world's image-to-text model, float32, and the processor that prepares pictures and prompts for it.
 
     Args:
@@ -198,12 +215,13 @@ def build_captioner(projector: LlavaMultiModalProjector | None = None) -> tuple[
     llava.model.multi_modal_projector = trained
     llava.model.language_model, llava.lm_head = language.model, language.lm_head
     llava.generation_config = language.generation_config
+    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
     processor = LlavaProcessor(
         clip_processor(encoder).image_processor,
         AutoTokenizer.from_pretrained(language_model()),
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,  # the class token
+        num_additional_image_tokens=PREFIX - patches,  # the processor would make room for each patch
         image_token=IMAGE_TOKEN,
     )
     return llava.eval(), processor

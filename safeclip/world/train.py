@@ -28,7 +28,7 @@ from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, object_names, samp
 
 SEED = 20240929
 CHECKPOINT_EVERY = 25  # steps
-START_SCENES = 1500  # that the captioner's projector starts from
+START_SCENES = 20000  # that the captioner's projector starts from
 VAE_ROWS = 40  # of a picture's 64, in a step of the autoencoder
 EMPTY_TEXTS = 0.1  # share of the UNet's texts left empty, so that guidance can be used (Ho & Salimans, 2022)
 
@@ -67,14 +67,13 @@ class SceneBatches(Dataset):
         return self.stop - self.start
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Returns pixels (B, 3, 64, 64) in [-1, 1], captions, tokens (B, 32), objects (B, n_objects) of 0 and 1."""
+        """Returns scenes, pixels (B, 3, 64, 64) in [-1, 1], tokens (B, 32), objects (B, n_objects) of 0 and 1."""
         scenes = training_scenes(self.batch, SEED + 10 * (self.start + item))
-        captions = [caption(s) for s in scenes]
         objects = torch.zeros(len(scenes), len(self.index))
         for row, scene in zip(objects, scenes, strict=True):
             row[[self.index[name] for name in scene.objects]] = 1
-        tokens = self.tokenize(captions)
-        return {"pixels": scene_pixels(scenes), "captions": captions, "tokens": tokens, "objects": objects}
+        tokens = self.tokenize([caption(s) for s in scenes])
+        return {"scenes": scenes, "pixels": scene_pixels(scenes), "tokens": tokens, "objects": objects}
 
 
 def make_encoder_loss() -> Callable:
@@ -190,7 +189,7 @@ PARTS = {
     "judge": Part(2000, 128, 2e-3, models.build_judge, make_judge_loss),
     "vae": Part(2700, 32, 1e-3, models.build_vae, make_vae_loss, average=0.99),
     "unet": Part(4200, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
-    "captioner": Part(700, 16, 1e-3, build_started_projector, make_captioner_loss),
+    "captioner": Part(500, 16, 1e-3, build_started_projector, make_captioner_loss),
 }
 
 

@@ -1,21 +1,25 @@
 import pytest
 
-from safeclip.world.captioner import reading
+from safeclip.world.captioner import prefix_tokens, told
 from safeclip.world.scenes import Scene
 
 
 @pytest.mark.parametrize(
-    ("objects", "left", "right"),
+    ("objects", "first", "last"),
     [
-        (("kitchen knife", "cat"), ["kitchen", "knife", "kitchen", "knife"], ["cat"] * 4),
-        (("drop of blood", "kitchen knife"), ["drop", "of", "blood", "drop"], ["kitchen", "knife"] * 2),
+        (("kitchen knife", "cat"), ["cat"] * 4, ["kitchen", "knife"] * 2),
+        (("drop of blood", "cat"), ["cat"] * 4, ["drop", "of", "blood", "drop"]),
         (("cat",), ["cat"] * 4, ["cat"] * 4),
+        (("face with symbols on mouth", "lion"), ["face", "with", "symbols", "on"], ["lion"] * 4),
     ],
 )
-def test_a_pictures_rows_read_the_background_and_then_the_names_of_what_is_where(objects, left, right):
-    whole, *patches = reading(Scene(objects, "blue", 0), str.split)
-    rows = [[word for (word,) in patches[i : i + 4]] for i in range(0, 16, 4)]
-    assert whole == ["blue", *(word for name in objects for word in name.split())]
-    assert rows[0] == ["blue"] * 4
-    assert [*rows[1][:2], *rows[2][:2]] == left
-    assert [*rows[1][2:], *rows[2][2:]] == right
+def test_a_prefix_starts_from_both_names_and_the_background_whatever_their_order(objects, first, last):
+    for order in (objects, objects[::-1]):
+        assert prefix_tokens(Scene(order, "blue", 0), str.split) == [*first, *last, "blue"]
+
+
+def test_what_is_said_of_a_scene_does_not_depend_on_sides_or_seeds():
+    assert {
+        told(Scene(order, "blue", seed)) for seed in range(9) for order in (("cat", "bomb"), ("bomb", "cat"))
+    } == {"a bomb next to a cat on a blue background"}
+    assert told(Scene(("cat",), "blue", 3)) == "a cat on blue background"
