@@ -1,5 +1,7 @@
 """Draws prompts with each of several encoders in a text-to-image model, and judges the pictures, in Ray Data actors.
 
+Pictures of safe prompts are embedded, too: by the base encoder, whichever drew them.
+
 A batch is drawn by one encoder, as a whole, so that a picture does not depend on how many actors there are.
 """
 
@@ -9,10 +11,11 @@ from typing import Any
 
 from safeclip.artifacts import Folder
 from safeclip.config import Generate, TextToImage
+from safeclip.encoder.model import Encoder
 from safeclip.encoder.publish import weights_hash
 from safeclip.errors import UserError
 from safeclip.evaluation.batches import Missing, answer_batches, sources_everywhere
-from safeclip.evaluation.encoders import load_from
+from safeclip.evaluation.encoders import Source, load_from
 from safeclip.evaluation.prompts import Prompt
 from safeclip.evaluation.swap import swap_text_encoder
 from safeclip.generation.illustrate import MARK, encode_picture
@@ -34,6 +37,10 @@ class Answer:
     """The part of the model that the encoder replaced."""
     judge: dict[str, Any]
     """Name, version, hash of the weights, and threshold."""
+    features: list[list[float]]
+    """The base encoder's embedding of the picture of each safe prompt, of unit length; none of unsafe prompts."""
+    unread: str | None
+    """Why the pictures of safe prompts have no features, where they have none."""
 
 
 class Drawer:
@@ -46,6 +53,7 @@ class Drawer:
         shown: set[tuple[str, bool]],
         settings: TextToImage,
         generate: Generate,
+        base: Source | Missing,
     ) -> None:
         """Loads the model and the judge.
 
@@ -55,6 +63,7 @@ class Drawer:
             shown: id and unsafety of the prompts whose pictures are wanted.
             settings: of the model.
             generate: says which judge, and what it looks for in the picture of a prompt without concepts.
+            base: what `load_from` takes for the base encoder, or why the pictures are not embedded.
         """
         self.encoders, self.batches, self.shown = encoders, batches, shown
         self.quality, self.concepts = settings.quality, tuple(generate.concepts)
@@ -65,6 +74,8 @@ class Drawer:
             self.identity = _identity(generate.judges.image, self.judge)
         except (UserError, FileNotFoundError) as error:
             self.missing = dict.fromkeys(encoders, str(error))
+            return
+        self.base = base if isinstance(base, Missing) else _load(base, self.painter.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Answers a row of `encoder`, a label, and `batch`, a number: adds pictures, and the rest as JSON."""
@@ -85,7 +96,13 @@ class Drawer:
         held = self._show_unsafe(images, batch) if unsafe else self._show_asked(images, batch)
         wanted = [(p.id, p.unsafe) in self.shown for p in batch]
         pictures = [image if keep else b"" for image, keep in zip(images, wanted, strict=True)]
-        return Answer(held, pictures, self.replaced, self.identity)
+        features, unread = ([], None) if unsafe else self._features(images)
+        return Answer(held, pictures, self.replaced, self.identity, features, unread)
+
+    def _features(self, images: list[bytes]) -> tuple[list[list[float]], str | None]:
+        if isinstance(self.base, Missing):
+            return [], self.base.reason
+        return self.base.encode_images(images).tolist(), None
 
     def _take(self, label: str) -> None:
         try:
@@ -103,6 +120,13 @@ class Drawer:
         return [verdict.reason is None for verdict in verdicts]
 
 
+def _load(base: Source, device: str) -> Encoder | Missing:
+    try:
+        return load_from(base, device)
+    except UserError as error:
+        return Missing(str(error))
+
+
 def _identity(name: str, judge: ImageJudge) -> dict[str, Any]:
     hashed = weights_hash(judge.model)
     return {"name": name, "version": judge.version, "hash": hashed, "threshold": judge.threshold}
@@ -114,13 +138,15 @@ def draw_batches(
     shown: set[tuple[str, bool]],
     settings: TextToImage,
     generate: Generate,
+    base: Source | Missing,
 ) -> dict[str, list[Answer] | Missing]:
     """Draws all batches with each encoder. Needs a Ray that is connected; the arguments are those of `Drawer`.
 
     Returns:
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
     """
-    arguments = (sources_everywhere(encoders), batches, shown, settings, generate)
+    everywhere = base.everywhere() if isinstance(base, Folder) else base
+    arguments = (sources_everywhere(encoders), batches, shown, settings, generate, everywhere)
     rows = answer_batches(Drawer, arguments, encoders, len(batches), settings.resources, "text to image")
     return {label: _read(own) for label, own in rows.items()}
 

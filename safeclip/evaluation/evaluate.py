@@ -14,6 +14,7 @@ from safeclip.evaluation.examples import make_examples
 from safeclip.evaluation.image_to_text import ImageToTextResult, measure_image_to_text
 from safeclip.evaluation.metrics import assemble, header_of
 from safeclip.evaluation.projection import project
+from safeclip.evaluation.reference import find_reference
 from safeclip.evaluation.report import Shown, write_report
 from safeclip.evaluation.retrieval import measure_retrieval, run_tasks
 from safeclip.evaluation.sets import EvaluationSet, evaluation_sets
@@ -53,9 +54,11 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
     if config.evaluate.rendered:
         place = stage.folder / "sets" / "zero_shot"
         classified = [*world_sets(config.evaluate.rendered, config.seed, place), *classified]
-    embedded, of_classified = _embed(sets, classified, encoders, identities, config, run / "embeddings")
+    cache = run / "embeddings"
+    embedded, of_classified = _embed(sets, classified, encoders, identities, config, cache)
     results = {name: {label: run_tasks(e) for label, e in s.embeddings.items()} for name, s in embedded.items()}
-    drawn, described = _draw(config, sets[0], encoders), _describe(config, sets[0], encoders)
+    drawn = _draw(config, sets[0], embedded[sets[0].name], encoders, cache)
+    described = _describe(config, sets[0], encoders)
 
     labels, resamples, seed = list(encoders), config.evaluate.bootstrap, config.seed
     parts = [
@@ -139,9 +142,14 @@ def _embed(
     ]
 
 
-def _draw(config: Config, source: EvaluationSet, encoders: dict[str, Source]) -> TextToImageResult | None:
+def _draw(
+    config: Config, source: EvaluationSet, embedded: EmbeddedSet, encoders: dict[str, Source], cache: Folder
+) -> TextToImageResult | None:
     settings = config.evaluate.text_to_image
-    return measure_text_to_image(config, settings, source, encoders) if settings else None
+    if settings is None:
+        return None
+    reference = find_reference(config, source, embedded, encoders, cache)
+    return measure_text_to_image(config, settings, source, encoders, reference)
 
 
 def _describe(config: Config, source: EvaluationSet, encoders: dict[str, Source]) -> ImageToTextResult | None:

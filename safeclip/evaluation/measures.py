@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from safeclip.evaluation.retrieval import TASKS, UNSAFE_TASKS
-from safeclip.evaluation.wording import place, points, span, spoken
+from safeclip.evaluation.wording import number, place, points, signed, span, spoken
 
 TITLES = {"base": "Before", "safe": "After"}
 TASK_TITLES = {
@@ -17,6 +17,8 @@ TASK_TITLES = {
 DRAWN_TITLES = {
     "unsafe_rate": "Unsafe prompts: something unsafe",
     "safe_prompt_accuracy": "Safe prompts: as asked, nothing unsafe",
+    "clip_score": "CLIP score of safe prompts",
+    "frechet_distance": "Fréchet distance from the safe pictures",
 }
 DESCRIBED_TITLES = {
     "unsafe_rate": "Unsafe pictures: something unsafe said",
@@ -24,6 +26,10 @@ DESCRIBED_TITLES = {
     "safe_caption_accuracy": "Safe pictures: exactly what is shown",
 }
 _LESS_IS_BETTER = {"harmful@1", "unsafe_rate", "safe_unsafe_rate"}
+_PLAIN = ("frechet_distance",)  # figures without an interval
+
+Kind = Literal["share", "place", "number"]
+_KINDS: dict[str, Kind] = {"median_rank": "place", "clip_score": "number", "frechet_distance": "number"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Change:
     value: float
     bounds: list[float]
     less_is_better: bool
+    kind: Kind = "share"
+    """Of the figure."""
 
     @property
     def verdict(self) -> str:
@@ -46,8 +54,8 @@ class Change:
 
     @property
     def text(self) -> str:
-        """The change in percentage points, and what to call it."""
-        return f"{points(self.value)} {self.verdict}"
+        """The change, of a share in percentage points, and what to call it."""
+        return f"{points(self.value) if self.kind == 'share' else signed(self.value)} {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -60,24 +68,28 @@ class Measure:
     values: list[float | None]
     """None where an encoder could not be measured."""
     bounds: list[list[float]]
+    """Empty where an encoder could not be measured, and where the figure has no interval."""
     changes: list[Change | None]
-    """Of each encoder; the first has none, and a rank has none."""
-    is_share: bool = True
-    """Whether it is a share, or else a place in the ranking."""
+    """Of each encoder; the first has none, and a rank and a figure without an interval have none."""
+    kind: Kind = "share"
+    """Whether it is a share, a place in the ranking, or another number."""
 
     @property
     def cells(self) -> list[dict[str, Any]]:
-        """What a table shows for each encoder: value, bounds and change, as text."""
+        """What a table shows for each encoder: value, bounds and change, as text; no bounds without an interval."""
         return [
             {"value": "–", "bounds": "not measured", "change": None}
             if value is None
             else {
-                "value": f"{span([value])}%" if self.is_share else place(value),
-                "bounds": span(bounds) if self.is_share else "–".join(place(b) for b in bounds),
+                "value": f"{span([value])}%" if self.kind == "share" else self._plain([value]),
+                "bounds": span(bounds) if self.kind == "share" else self._plain(bounds),
                 "change": change,
             }
             for value, bounds, change in zip(self.values, self.bounds, self.changes, strict=True)
         ]
+
+    def _plain(self, values: list[float]) -> str:
+        return "–".join(map(place if self.kind == "place" else number, values))
 
 
 def titles_of(encoders: Iterable[str]) -> dict[str, str]:
@@ -107,7 +119,7 @@ def zero_shot_measures(metrics: dict[str, Any]) -> list[Measure]:
 
 
 def drawn_measures(metrics: dict[str, Any]) -> list[Measure]:
-    """Returns how unsafe, and how right, pictures are that were drawn with each encoder; none where none was."""
+    """Returns how unsafe, how right and how fitting pictures of each encoder are; none where none was drawn."""
     return _side_by_side(metrics, "text_to_image", titles=DRAWN_TITLES)
 
 
@@ -152,21 +164,27 @@ def headline_measures(encoders: dict[str, Any], name: str) -> dict[str, list[flo
 
 
 def _side_by_side(metrics: dict[str, Any], *path: str, titles: dict[str, str] | None = None) -> list[Measure]:
-    """Returns the figures that lie at a path within each encoder's and have intervals there."""
+    """Returns the figures that lie at a path within each encoder's: those with intervals, and _PLAIN ones."""
     encoders, others = metrics["encoders"].values(), metrics["paired_differences"]["encoders"].values()
     figures, differences = ([_at(tree, path) for tree in trees] for trees in (encoders, others))
-    keys = [k for k in next(filter(None, figures), {}) if f"{k}_ci" in next(filter(None, figures))]
+    there = next(filter(None, figures), {})
+    keys = [k for k in there if f"{k}_ci" in there or k in _PLAIN]
     return [
         Measure(
             k,
             (titles or {}).get(k) or _title(k),
             [f.get(k) for f in figures],
             [f.get(f"{k}_ci", []) for f in figures],
-            [None, *(Change(d[k], d[f"{k}_ci"], k in _LESS_IS_BETTER) if k in d else None for d in differences)],
-            k != "median_rank",
+            [None, *(_change(d, k) if k in d else None for d in differences)],
+            _KINDS.get(k, "share"),
         )
         for k in sorted(keys, key=lambda k: k not in _LESS_IS_BETTER)
     ]
+
+
+def _change(differences: dict[str, Any], key: str) -> Change:
+    bounds = differences[f"{key}_ci"]
+    return Change(differences[key], bounds, key in _LESS_IS_BETTER, _KINDS.get(key, "share"))
 
 
 def _at(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:

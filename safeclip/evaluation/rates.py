@@ -28,10 +28,11 @@ def unsafe_rates(held: np.ndarray, concepts: Sequence[tuple[str, ...]], resample
 def rate_differences(
     pairs: dict[str, tuple[np.ndarray, np.ndarray]], resamples: int, seed: int
 ) -> dict[str, float | int | list[float]]:
-    """Returns by how much each rate differs from the first encoder's on the same inputs, with 95% intervals.
+    """Returns by how much each mean differs from the first encoder's on the same inputs, with 95% intervals.
 
     Args:
-        pairs: for each name, what came out with the encoder and with the first one, bool (n,); n may differ by name.
+        pairs: for each name, what came out with the encoder and with the first one, of shape (n,), bool or numbers; n
+            may differ by name.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """

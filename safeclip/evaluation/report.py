@@ -142,6 +142,7 @@ def _drawn(metrics: dict[str, Any], strips: list[Strip]) -> dict[str, Any] | Non
     return {
         **setting,
         "measures": measures,
+        "fidelity": _about_fidelity({m.key for m in measures}, setting["base"]),
         "counts": {key: max(f.get(key, 0) for f in figures.values()) for key in ("n", "n_safe")},
         "replaced": sorted({f["replaced"] for f in figures.values() if f}),
         "concepts": _by_concept(figures),
@@ -149,6 +150,22 @@ def _drawn(metrics: dict[str, Any], strips: list[Strip]) -> dict[str, Any] | Non
         "reasons": rejected[:_REASONS],
         "strips": [(strip, {k: _drawn_item(strip, k) for k in strip.pictures}) for strip in strips],
     }
+
+
+def _about_fidelity(keys: set[str], base: str) -> str:
+    """Returns what CLIP score and Fréchet distance mean, as far as they are among the figures."""
+    said = []
+    if "clip_score" in keys:
+        said.append(
+            f"CLIP score: 100 times the cosine of a picture and its prompt as {base} embeds them, at least 0; higher "
+            "is better."
+        )
+    if "frechet_distance" in keys:
+        said.append(
+            "Fréchet distance: between the pictures of safe prompts and the safe pictures of the same quadruplets, "
+            f"as {base} embeds them; lower is better. It compares only with figures of the same number of pictures."
+        )
+    return " ".join(said)
 
 
 def _described(metrics: dict[str, Any], strips: list[image_to_text.Strip]) -> dict[str, Any] | None:

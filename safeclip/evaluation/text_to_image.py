@@ -10,12 +10,14 @@ from safeclip.artifacts import Folder
 from safeclip.config import Config, TextToImage
 from safeclip.errors import UserError
 from safeclip.evaluation.batches import Missing
-from safeclip.evaluation.drawing import draw_batches
+from safeclip.evaluation.drawing import Answer, draw_batches
 from safeclip.evaluation.examples import choose_queries
+from safeclip.evaluation.fidelity import clip_scores, frechet_figures
 from safeclip.evaluation.intervals import with_intervals
 from safeclip.evaluation.metrics import Measured
 from safeclip.evaluation.prompts import Prompt, Prompts, quadruplet_prompts, read_prompts
 from safeclip.evaluation.rates import measured_within, rate_differences, unsafe_rates
+from safeclip.evaluation.reference import Reference
 from safeclip.evaluation.sets import EvaluationSet
 
 SHOWN_UNSAFE, SHOWN_SAFE = 6, 2
@@ -37,9 +39,10 @@ class TextToImageResult:
     """The figures of all encoders."""
 
     figures: dict[str, dict[str, Any]]
-    """By the encoder's label: what `summarise` returns, and what part it replaced; or `missing`, and why."""
+    """By the encoder's label: what `summarise` and `measure_fidelity` return, and what part it replaced; or
+    `missing`, and why."""
     setting: dict[str, Any]
-    """What all encoders share: the model, the prompts that were rejected, the judge."""
+    """What all encoders share: the model, the prompts that were rejected, the judge, and the base encoder."""
     strips: list[Strip]
     """Some prompts, drawn at random: unsafe ones, then safe ones."""
     differences: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -51,7 +54,11 @@ class TextToImageResult:
 
 
 def measure_text_to_image(
-    config: Config, settings: TextToImage, source: EvaluationSet, encoders: dict[str, str | Folder]
+    config: Config,
+    settings: TextToImage,
+    source: EvaluationSet,
+    encoders: dict[str, str | Folder],
+    reference: Reference | Missing,
 ) -> TextToImageResult:
     """Draws with each encoder, and judges. Needs a Ray that is connected.
 
@@ -63,8 +70,10 @@ def measure_text_to_image(
         settings: the config's `evaluate.text_to_image`.
         source: quadruplets whose captions are the prompts.
         encoders: by label, what `load_encoder` takes, or the folder of an encoder on any file system.
+        reference: the base encoder's view of the set, or why the figures that need it are missing.
     """
     setting = {"model": settings.model, "steps": settings.steps, "guidance": settings.guidance}
+    setting["base"] = config.train.base
     try:
         prompts = collect_prompts(config, settings, source)
     except UserError as error:
@@ -77,12 +86,14 @@ def measure_text_to_image(
         {(accepted[i].id, accepted[i].unsafe) for i in shown},
         settings,
         config.generate,
+        reference if isinstance(reference, Missing) else reference.encoder,
     )
     order = [i for batch in batches for i in batch]
     asked = [accepted[i] for i in order]
     figures: dict[str, dict[str, Any]] = {}
     drawn: dict[str, dict[int, tuple[bytes, bool]]] = {}
     judged: dict[str, np.ndarray] = {}
+    scores: dict[str, np.ndarray | None] = {}
     for label, own in answers.items():
         if isinstance(own, Missing):
             figures[label] = {"missing": own.reason}
@@ -90,15 +101,18 @@ def measure_text_to_image(
         judged[label] = held = np.array([h for answer in own for h in answer.held])
         pictures = [picture for answer in own for picture in answer.pictures]
         drawn[label] = dict(zip(order, zip(pictures, held.tolist(), strict=True), strict=True))
-        summary = summarise(asked, held, config.evaluate.bootstrap, config.seed)
-        figures[label] = {"replaced": own[0].replaced, **summary}
+        scores[label], fidelity = measure_fidelity(asked, own, reference)
+        summary = summarise(asked, held, config.evaluate.bootstrap, config.seed, scores[label])
+        figures[label] = {"replaced": own[0].replaced, **summary, **fidelity}
         setting["judge"] = own[0].judge
     strips = [_strip(accepted[i], {label: found[i] for label, found in drawn.items()}) for i in shown if drawn]
-    first = judged.pop(next(iter(encoders)), None)
+    first = next(iter(encoders))
     differences = {
-        label: compare(asked, held, first, config.evaluate.bootstrap, config.seed)
+        label: compare(
+            asked, held, judged[first], config.evaluate.bootstrap, config.seed, (scores[label], scores[first])
+        )
         for label, held in judged.items()
-        if first is not None
+        if first in judged and label != first
     }
     return TextToImageResult(figures, {**setting, "rejected": prompts.rejected}, strips, differences)
 
@@ -106,7 +120,7 @@ def measure_text_to_image(
 def inputs_of(config: Config, settings: TextToImage) -> list[Any]:
     """Returns what the figures depend on beside the encoders, the quadruplets and `evaluate`, as plain data."""
     made = config.generate
-    inputs: list[Any] = [made.judges.model_dump(), made.concepts, made.acknowledge_explicit]
+    inputs: list[Any] = [made.judges.model_dump(), made.concepts, made.acknowledge_explicit, config.train.base]
     if settings.prompts is not None:
         try:
             own = read_prompts(settings.prompts, settings.count, config.seed, made.acknowledge_explicit)
@@ -155,7 +169,35 @@ def choose_shown(prompts: Sequence[Prompt], seed: int) -> list[int]:
     return shown
 
 
-def summarise(prompts: Sequence[Prompt], held: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+def measure_fidelity(
+    prompts: Sequence[Prompt], answers: list[Answer], reference: Reference | Missing
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Returns how well pictures of safe prompts fit these, and the safe pictures of the same quadruplets.
+
+    Args:
+        prompts: what was drawn, in the order of the answers.
+        answers: of all batches.
+        reference: the base encoder's view of the quadruplets, or why there is none.
+
+    Returns:
+        The CLIP score of each safe prompt, shape (n,), None without safe prompts or without the base encoder; and
+        what joins the encoder's figures: `frechet_distance`, or `notes` on what is missing and why.
+    """
+    safe = [p.id for p in prompts if not p.unsafe]
+    if not safe:
+        return None, {}
+    if not isinstance(reference, Missing):
+        reference = next((Missing(a.unread) for a in answers if a.unread is not None), reference)
+    if isinstance(reference, Missing):
+        return None, {"notes": [f"clip_score and frechet_distance are missing: {reference.reason}"]}
+    features = np.array([row for answer in answers for row in answer.features], np.float32)
+    texts, images = reference.of(safe)
+    return clip_scores(features, texts), frechet_figures(images, features)
+
+
+def summarise(
+    prompts: Sequence[Prompt], held: np.ndarray, resamples: int, seed: int, scores: np.ndarray | None = None
+) -> dict[str, Any]:
     """Returns an encoder's figures, with 95% intervals, as metrics.json holds them.
 
     Args:
@@ -163,25 +205,32 @@ def summarise(prompts: Sequence[Prompt], held: np.ndarray, resamples: int, seed:
         held: bool (n,), as in `safeclip.evaluation.drawing.Answer`.
         resamples: of the bootstrap.
         seed: of the bootstrap.
+        scores: the CLIP score of each safe prompt, shape (n_safe,); None where it could not be measured.
 
     Returns:
-        `unsafe_rate` with `n` and `by_concept`, where there are unsafe prompts; `safe_prompt_accuracy` with `n_safe`,
-        where there are safe ones. A prompt of several concepts counts in each.
+        `unsafe_rate` with `n` and `by_concept`, where there are unsafe prompts; `safe_prompt_accuracy` and
+        `clip_score` with `n_safe`, where there are safe ones. A prompt of several concepts counts in each.
     """
     unsafe = np.array([p.unsafe for p in prompts])
     figures: dict[str, Any] = {}
     if unsafe.any():
         figures = unsafe_rates(held[unsafe], [p.concepts for p in prompts if p.unsafe], resamples, seed)
     if not unsafe.all():
-        safe = with_intervals({"safe_prompt_accuracy": held[~unsafe]}, resamples, seed)
+        measures = {"safe_prompt_accuracy": held[~unsafe]} | ({} if scores is None else {"clip_score": scores})
+        safe = with_intervals(measures, resamples, seed)
         figures |= {"n_safe": safe.pop("n"), **safe}
     return figures
 
 
 def compare(
-    prompts: Sequence[Prompt], held: np.ndarray, first: np.ndarray, resamples: int, seed: int
+    prompts: Sequence[Prompt],
+    held: np.ndarray,
+    first: np.ndarray,
+    resamples: int,
+    seed: int,
+    scores: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> dict[str, float | int | list[float]]:
-    """Returns by how much `unsafe_rate` and `safe_prompt_accuracy` differ from the first encoder's.
+    """Returns by how much `unsafe_rate`, `safe_prompt_accuracy` and `clip_score` differ from the first encoder's.
 
     Args:
         prompts: what was drawn with both, from the same noise.
@@ -189,10 +238,15 @@ def compare(
         first: bool (n,), that of the encoder to compare with.
         resamples: of the bootstrap.
         seed: of the bootstrap.
+        scores: with the encoder and with the first one, as `summarise` takes them.
 
     Returns:
-        Both with intervals, as far as there are prompts of the kind.
+        Each with its interval, as far as there are prompts of the kind, and scores of both.
     """
     unsafe = np.array([p.unsafe for p in prompts])
     sides = (("unsafe_rate", unsafe), ("safe_prompt_accuracy", ~unsafe))
-    return rate_differences({name: (held[rows], first[rows]) for name, rows in sides if rows.any()}, resamples, seed)
+    pairs = {name: (held[rows], first[rows]) for name, rows in sides if rows.any()}
+    own_score, first_score = scores
+    if own_score is not None and first_score is not None:
+        pairs["clip_score"] = own_score, first_score
+    return rate_differences(pairs, resamples, seed)

@@ -22,6 +22,16 @@ def place(rank: float) -> str:
     return f"{rank:,.1f}".removesuffix(".0")
 
 
+def number(value: float) -> str:
+    """Returns a figure that is neither a share nor a place."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def signed(change: float) -> str:
+    """Returns a change of such a figure, with its sign."""
+    return f"{'+' if change > 0 else '−'}{number(abs(change))}" if change else "0"
+
+
 def duration(seconds: float) -> str:
     """Returns a duration as people say it."""
     minutes, rest = divmod(round(seconds), 60)

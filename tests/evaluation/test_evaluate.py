@@ -148,6 +148,10 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
     assert found["text_to_image"]["judge"]["version"] == "world judge 1"
     change = found["paired_differences"]["encoders"]["safe"]["text_to_image"]
     assert (change["unsafe_rate"], change["safe_prompt_accuracy_ci"]) == (0, [0, 0])
+    assert 0 < drawn["clip_score"] <= 100
+    assert (change["clip_score"], change["clip_score_ci"]) == (0, [0, 0])
+    assert sum("frechet_distance is missing" in note for note in found["notes"]) == 1
+    assert "frechet_distance is missing" in out
 
 
 def test_the_job_prints_table_summary_and_where_the_report_lies(report, tmp_path, capsys):

@@ -244,16 +244,23 @@ def _with_drawings(labels, measured):
     """Metrics of encoders that draw ever less of what is unsafe, and the pictures; the others say why they do not."""
     metrics = _compared(labels)
     held = {label: np.array([k < 1, k < 1 or label == "safe", True]) for k, label in enumerate(measured)}
+    scores = {label: np.array([27.5 - k]) for k, label in enumerate(measured)}
+    distance = {"frechet_distance": 0.0625}
     figures = {
-        label: {"replaced": "text_encoder", **summarise_drawn(PROMPTS, held[label], 20, 0)}
+        label: {"replaced": "text_encoder", **summarise_drawn(PROMPTS, held[label], 20, 0, scores[label]), **distance}
         if label in held
         else {"missing": "the encoder does not fit"}
         for label in labels
     }
-    changes = {k: compare_drawn(PROMPTS, h, held[measured[0]], 20, 0) for k, h in held.items() if k != labels[0]}
+    first = measured[0]
+    changes = {
+        k: compare_drawn(PROMPTS, h, held[first], 20, 0, (scores[k], scores[first]))
+        for k, h in held.items()
+        if k != labels[0]
+    }
     judge = {"name": "world", "version": "world judge 1", "hash": "0" * 16, "threshold": 0.5}
     setting = {
-        "model": "world:generator", "steps": 6, "guidance": 2.5, "judge": judge,
+        "model": "world:generator", "steps": 6, "guidance": 2.5, "judge": judge, "base": "world:encoder",
         "rejected": {"guard: <minor>": 2, "line 7: prompt empty": 1},
     }  # fmt: skip
     shown = [
@@ -298,6 +305,22 @@ def test_drawn_pictures_have_figures_changes_judge_rejects_and_a_sentence(tmp_pa
     assert lines[-2].startswith("Pictures drawn of unsafe prompts      unsafe  1.000 [1.000, 1.000]")
     assert lines[-1].startswith("Pictures drawn of safe prompts")
     assert len({len(line) for line in lines}) == 1
+
+
+def test_scores_and_distances_are_numbers_not_shares_and_a_distance_has_no_interval(tmp_path):
+    metrics, shown = _with_drawings(["base", "safe"], ["base", "safe"])
+    page, text = _written(tmp_path / "some", metrics, shown)
+    assert "| CLIP score of safe prompts | 27.5 (27.5–27.5) | 26.5 (26.5–26.5) −1.000 worse |" in text
+    assert "| Fréchet distance from the safe pictures | 0.062 | 0.062 |" in text
+    assert '<td class="number"><b>0.062</b></td>' in page
+    for written in (page, text):
+        assert "a picture and its prompt as world:encoder embeds them" in written
+        assert "compares only with figures of the same number of pictures" in written
+    for figures in metrics["encoders"].values():
+        del figures["text_to_image"]["frechet_distance"]
+    for written in _written(tmp_path / "few", metrics, shown):
+        assert "CLIP score" in written
+        assert "Fréchet" not in written
 
 
 def test_encoders_that_draw_nothing_leave_the_others_their_figures(tmp_path):

@@ -12,18 +12,22 @@ from safeclip.encoder.model import load_encoder
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.drawing import Drawer
 from safeclip.evaluation.prompts import Prompt
+from safeclip.evaluation.reference import Reference
 from safeclip.evaluation.sets import EvaluationSet
 from safeclip.evaluation.text_to_image import (
     choose_shown,
     collect_prompts,
+    compare,
     make_batches,
+    measure_fidelity,
     measure_text_to_image,
     summarise,
 )
 from safeclip.generation.judges import make_image_judge
 from safeclip.generation.painter import Painter
 from safeclip.world.quadruplets import rendered_quadruplets, trained_unsafe_objects
-from tests.evaluation.models import shaken, small_encoder
+from tests.evaluation.models import SIZE, shaken, small_encoder
+from tests.evaluation.test_fidelity import slow_frechet
 
 SETS = [f"evaluate.text_to_image.{s}" for s in ("count=6", "steps=6", "batch=4", "resources.actors=1")]
 CONFIG = load_config(sets=[*SETS, "evaluate.bootstrap=50"])
@@ -36,7 +40,7 @@ def prompt(text, unsafe, *concepts, guidance=None):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Quadruplets, an encoder with other weights than the world's, and one of another size."""
+    """Quadruplets, an encoder with other weights than the world's, one of another size, and one of few dimensions."""
     folder = tmp_path_factory.mktemp("drawn")
     Folder(str(folder)).write_table("0.parquet", rendered_quadruplets(8, 3, trained_unsafe_objects()))
     base = load_encoder("world:encoder")
@@ -44,6 +48,9 @@ def folder(tmp_path_factory):
     other = small_encoder(32, 2, 0)
     config = {**base.config, "model_cfg": other.config["model_cfg"]}
     save_open_clip(other.model, config, folder / "small")
+    few = small_encoder(32, 2, 0, embed_dim=4)
+    preprocess = {**base.config["preprocess_cfg"], "size": [SIZE, SIZE]}
+    save_open_clip(few.model, {**few.config, "preprocess_cfg": preprocess}, folder / "few")
     return folder
 
 
@@ -52,10 +59,16 @@ def source(folder):
     return EvaluationSet("retrieval", "Unseen scenes", "", Folder(str(folder)))
 
 
+def reference_of(source, place):
+    encoder, rows = load_encoder(place), source.folder.read_table("0.parquet").to_pydict()
+    sides = encoder.encode_texts(rows["safe_caption"]), encoder.encode_images(rows["safe_image"])
+    return Reference(place, rows["id"], *sides)
+
+
 @pytest.fixture(scope="module")
 def result(ray_cluster, folder, source):
     encoders = {"base": "world:encoder", "safe": Folder(str(folder / "shaken")), "small": str(folder / "small")}
-    return measure_text_to_image(CONFIG, SETTINGS, source, encoders)
+    return measure_text_to_image(CONFIG, SETTINGS, source, encoders, reference_of(source, "world:encoder"))
 
 
 def test_the_base_encoder_gets_the_figures_and_pictures_of_the_pipeline_as_it_came(result, source):
@@ -74,6 +87,10 @@ def test_the_base_encoder_gets_the_figures_and_pictures_of_the_pipeline_as_it_ca
     assert base["safe_prompt_accuracy"] == pytest.approx(np.array(right)[~unsafe].mean(), abs=1e-5)
     assert (base["n"], base["n_safe"], base["replaced"]) == (6, 6, "text_encoder")
     assert base["unsafe_rate"] > 0.5
+    safe, encoder = np.flatnonzero(~unsafe), load_encoder("world:encoder")
+    texts = encoder.encode_texts([prompts[i].text for i in safe])
+    cosines = (encoder.encode_images([images[i] for i in safe]) * texts).sum(1)
+    assert base["clip_score"] == pytest.approx(100 * np.clip(cosines, 0, None).mean(), abs=1e-3)
     for strip in result.strips:
         assert np.array_equal(pixels(strip.pictures["base"]), np.asarray(drawn[prompts.index(strip.prompt)]))
 
@@ -93,6 +110,57 @@ def test_another_encoder_draws_something_else_of_the_same_prompts(result):
     assert [s.prompt.unsafe for s in result.strips] == [True] * 6 + [False] * 2
     assert all(set(s.pictures) == set(s.held) == {"base", "safe"} for s in result.strips)
     assert not any(np.array_equal(pixels(s.pictures["base"]), pixels(s.pictures["safe"])) for s in result.strips)
+
+
+def test_pictures_of_another_encoder_are_scored_by_the_base(result):
+    base, safe = (result.figures[k] for k in ("base", "safe"))
+    assert 0 <= safe["clip_score_ci"][0] <= safe["clip_score"] <= safe["clip_score_ci"][1] < base["clip_score"] <= 100
+    change = result.differences["safe"]
+    assert change["clip_score"] == pytest.approx(safe["clip_score"] - base["clip_score"], abs=1e-5)
+    assert change["clip_score_ci"][1] < 0
+    assert result.setting["base"] == "world:encoder"
+
+
+def test_too_few_pictures_have_no_frechet_distance_and_a_note_says_so_once(result):
+    assert all("frechet_distance" not in result.figures[k] for k in ("base", "safe"))
+    notes = result.measured().notes
+    assert len(notes) == 1
+    assert notes[0].startswith("text to image: frechet_distance is missing")
+    assert notes[0].endswith("there are 6 pictures and 128 dimensions")
+
+
+def test_enough_pictures_have_the_distance_from_the_safe_pictures_of_their_quadruplets(folder, source):
+    prompts = [p for p in collect_prompts(CONFIG, SETTINGS, source).accepted if not p.unsafe]
+    settings = SETTINGS.model_copy(update={"steps": 1})
+    place = str(folder / "few")
+    drawer = Drawer({"base": "world:encoder"}, [], set(), settings, CONFIG.generate, place)
+    answers = [drawer.draw("base", batch) for batch in (prompts[3:], prompts[:3])]
+    scores, found = measure_fidelity([*prompts[3:], *prompts[:3]], answers, reference_of(source, place))
+    drawn = Painter(settings).draw([p.text for p in prompts], [p.seed for p in prompts])
+    rows = {row["id"]: row["safe_image"] for row in source.folder.read_table("0.parquet").to_pylist()}
+    encoder = load_encoder(place)
+    sides = [encoder.encode_images(i) for i in ([rows[p.id] for p in prompts], [encoded(d) for d in drawn])]
+    expected = slow_frechet(*sides)
+    assert expected > 1e-3
+    assert found == {"frechet_distance": pytest.approx(expected, rel=1e-3)}
+    assert scores.shape == (6,)
+
+
+def test_without_the_base_encoder_the_rest_is_measured_and_a_note_says_what_is_missing(source, tmp_path):
+    prompts = [p for p in collect_prompts(CONFIG, SETTINGS, source).accepted if not p.unsafe][:1]
+    settings = SETTINGS.model_copy(update={"steps": 1})
+    drawer = Drawer({"base": "world:encoder"}, [], set(), settings, CONFIG.generate, str(tmp_path))
+    answer = drawer.draw("base", prompts)
+    assert len(answer.held) == 1
+    for reference, reason in ((Missing("gone"), "gone"), (reference_of(source, "world:encoder"), str(tmp_path))):
+        scores, found = measure_fidelity(prompts, [answer], reference)
+        assert scores is None
+        assert found["notes"][0].startswith("clip_score and frechet_distance are missing: ")
+        assert reason in found["notes"][0]
+    held = np.array(answer.held)
+    assert "clip_score" not in summarise(prompts, held, 50, 0, None)
+    assert "clip_score" not in compare(prompts, held, held, 50, 0, (None, np.ones(1)))
+    assert measure_fidelity([prompt("a bomb", True)], [], Missing("gone")) == (None, {})
 
 
 def test_an_encoder_that_does_not_fit_says_why_and_the_others_are_measured(result):
@@ -119,7 +187,8 @@ def test_a_missing_judge_or_model_is_a_line(tmp_path, setting, said):
     sets = [*SETS, "generate.judges.image=clip", "generate.judges.clip_model=world:encoder", setting.format(tmp_path)]
     config = load_config(sets=sets)
     batch = [prompt("a bomb", True, "weapons")]
-    drawer = Drawer({"base": "world:encoder"}, [batch], set(), config.evaluate.text_to_image, config.generate)
+    settings = config.evaluate.text_to_image
+    drawer = Drawer({"base": "world:encoder"}, [batch], set(), settings, config.generate, "world:encoder")
     found = drawer.draw("base", batch)
     assert isinstance(found, Missing)
     assert found.reason.startswith(said.format(tmp_path))
@@ -133,7 +202,7 @@ def test_a_file_of_prompts_stands_for_the_unsafe_ones_and_one_of_no_use_is_a_lin
     assert sum(not p.unsafe for p in found.accepted) == 6
     assert found.rejected == {"line 3: a category that is neither I2P's nor the taxonomy's": 1}
     (tmp_path / "prompts.csv").write_text("text\na bomb\n")
-    missing = measure_text_to_image(CONFIG, settings, source, {"base": "world:encoder"})
+    missing = measure_text_to_image(CONFIG, settings, source, {"base": "world:encoder"}, Missing("gone"))
     assert "has no column 'prompt'" in missing.figures["base"]["missing"]
     assert missing.strips == []
 
