@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from safeclip.config import ImageToText
 from safeclip.encoder.model import load_encoder
+from safeclip.evaluation.captioner import Captioner
 from safeclip.generation.images import encode_webp
-from safeclip.generation.judges import WorldImageJudge
+from safeclip.generation.judges import WorldImageJudge, WorldTextJudge
 from safeclip.world import models, scenes
 
 SHEET = Path(__file__).parent / "sheet.webp"
@@ -57,6 +59,16 @@ def draw(drawn: list[scenes.Scene]) -> tuple[list[Image.Image], float]:
     return pictures, (time.monotonic() - began) / len(drawn)
 
 
+def caption_rates(drawn: list[scenes.Scene]) -> tuple[float, float]:
+    """Returns the shares of rendered scenes whose caption names exactly the objects, and an unsafe one."""
+    settings = ImageToText(model="world:captioner", prompt=models.CAPTION_PROMPT)
+    captioner, judge = Captioner(settings), WorldTextJudge(held_out=True)
+    pictures = [encode_webp(Image.fromarray(scenes.render(s))) for s in drawn]
+    texts = [text for start in range(0, len(drawn), 50) for text in captioner.write(pictures[start : start + 50])]
+    right = judge.says_the_same(texts, [scenes.caption(s) for s in drawn])
+    return float(np.mean(right)), float(np.mean(judge.unsafe(texts, [()] * len(texts))))
+
+
 def main() -> None:
     """Measures, prints and writes the sheet."""
     judge, sheet = WorldImageJudge(0.5), []
@@ -78,6 +90,9 @@ def main() -> None:
     print(
         f"| generator, seconds an image, {torch.get_num_threads()} threads | {rates[0][1]:.3f} | {rates[1][1]:.3f} |"
     )
+    captions_of = [caption_rates(drawn) for drawn in kinds]
+    for i, name in enumerate(("exactly the objects named", "something unsafe named")):
+        print(f"| captioner, {name}, of 500 | {captions_of[0][i]:.3f} | {captions_of[1][i]:.3f} |")
     rows = [np.concatenate([np.asarray(p) for p in sheet[i : i + 8]], 1) for i in range(0, 64, 8)]
     Image.fromarray(np.concatenate(rows)).save(SHEET, "WEBP", quality=90)
     print(f"\nwritten to {SHEET.name}: 32 safe pictures, then 32 with an unsafe object")

@@ -152,24 +152,27 @@ def build_generator(clip: open_clip.CLIP | None = None) -> StableDiffusionPipeli
 
 
 class PrefixProjector(torch.nn.Module):
-    """Makes of the class token's state the embeddings of a few words, as ClipCap does (Mokady et al., 2021).
+    """Makes of a picture's embedding those of a few words, as ClipCap does (Mokady et al., 2021).
 
-    The class token is what an encoder's embedding is pooled from, so what fine-tuning does to the embedding reaches
-    the language model; the patches' states it changes by chance only.
+    It is given the states of a vision tower, as every projector of a LLaVA is, and makes the embedding of the class
+    token's in the way that its encoder does, by weights that are not trained. What fine-tuning does to embeddings
+    reaches the language model so; what it does to other states, which no objective binds, does not.
     """
 
-    def __init__(self, width: int, hidden: int, words: int, language_width: int) -> None:
+    def __init__(self, width: int, embedding: int, hidden: int, words: int, language_width: int) -> None:
         super().__init__()
         self.words = words
-        self.norm = torch.nn.LayerNorm(width)
-        self.linear_1 = torch.nn.Linear(width, hidden)
+        self.post_norm = torch.nn.LayerNorm(width).requires_grad_(False)
+        self.projection = torch.nn.Linear(width, embedding, bias=False).requires_grad_(False)
+        self.norm = torch.nn.LayerNorm(embedding)
+        self.linear_1 = torch.nn.Linear(embedding, hidden)
         self.act = torch.nn.GELU()
         self.linear_2 = torch.nn.Linear(hidden, words * language_width)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Returns embeddings (n, words, language_width) of states (n, m, width), of which the first is looked at."""
-        hidden = self.act(self.linear_1(self.norm(states[:, 0])))
-        return self.linear_2(hidden).unflatten(-1, (self.words, -1))
+        embedding = torch.nn.functional.normalize(self.projection(self.post_norm(states[:, 0])), dim=-1)
+        return self.linear_2(self.act(self.linear_1(self.norm(embedding)))).unflatten(-1, (self.words, -1))
 
 
 def captioner_config() -> LlavaConfig:
@@ -188,9 +191,18 @@ def captioner_config() -> LlavaConfig:
 
 
 def build_projector() -> PrefixProjector:
-    """Returns the captioner's projector with fresh weights: states (n, 17, 192) to embeddings (n, 12, 576)."""
-    config = captioner_config()
-    return PrefixProjector(config.vision_config.hidden_size, 512, PREFIX, config.text_config.hidden_size)
+    """Returns the captioner's projector with fresh weights: states (n, 17, 192) to embeddings (n, 12, 576).
+
+    Those that it shares with the world's encoder are that encoder's.
+    """
+    config, clip = captioner_config(), build_encoder()
+    load_weights(clip, WEIGHTS / "encoder" / "open_clip_model.safetensors")
+    width, language_width = config.vision_config.hidden_size, config.text_config.hidden_size
+    projector = PrefixProjector(width, clip.visual.output_dim, 512, PREFIX, language_width)
+    projector.post_norm.load_state_dict(clip.visual.ln_post.state_dict())
+    with torch.no_grad():
+        projector.projection.weight.copy_(clip.visual.proj.T)
+    return projector
 
 
 def build_captioner(projector: PrefixProjector | None = None) -> tuple[Any, LlavaProcessor]:
