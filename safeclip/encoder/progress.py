@@ -29,7 +29,7 @@ class Progress:
     best_loss: float = math.inf
     best_recall: float = 0.0
     best_epoch: int = 0
-    """Whose weights are kept."""
+    """Whose weights are exported."""
     waited: int = 0
     """Epochs without a better loss or recall."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -78,6 +78,11 @@ def best_epochs(history: list[dict[str, Any]], select: str, count: int) -> list[
     else:
         found.sort(key=lambda record: (figure(record, select), record["epoch"]), reverse=True)
     return [record["epoch"] for record in found[:count]]
+
+
+def epoch_name(epoch: int) -> str:
+    """Returns what an epoch's weights are called in checkpoints and in `encoder/best/`."""
+    return f"epoch-{epoch:04d}"
 
 
 def read_progress(folder: Path) -> Progress:
