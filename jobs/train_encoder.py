@@ -3,7 +3,8 @@
   python -m jobs.train_encoder --run demo                  trains, and writes the exports to runs/demo/encoder/
   python -m jobs.train_encoder --run demo --export runs/demo/encoder/training-…/checkpoint_… --to early
                                                            writes the exports of a training that is under way;
-                                                           give its settings, by --config runs/demo/config.yaml
+                                                           give its settings, by --config runs/demo/config.yaml;
+                                                           also of runs/demo/encoder/best/epoch-… (train.keep_best)
 
 The exports are open_clip/, huggingface/, text_encoder/ and lora/, with a model card. The same command goes on where a
 run was cut off. Settings: ray_config.yaml, train.

@@ -132,7 +132,7 @@ class Folder:
             raise UserError(f"{self.url}/{name}: cannot be written: {error.strerror or error}") from error
 
     def put(self, name: str, local: Path) -> None:
-        """Writes a copy of a folder of this machine, in the place of what has the name."""
+        """Writes a copy of a file or folder of this machine, in the place of what has the name."""
         (self / name).remove()
         self.fs.put(str(local), self.path(name), recursive=True)
 

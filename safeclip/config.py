@@ -310,6 +310,10 @@ class Train(Section):
     select: Literal["loss", "recall"] = "loss"
     """What tells the epoch whose weights are kept: the lowest validation loss, as in the paper, or the highest sum of
     recalls, the later of two that are equal."""
+    keep_best: int = Field(1, ge=1)
+    """How many epochs' weights are kept, the best by `select`. Those of the first are exported; where there are more,
+    `encoder/best/` has each. Every worker and checkpoint holds all of them: little where they are adapters, a copy of
+    the model each where `lora` is null."""
     batch: int = Field(ge=2)
     """Quadruplets a step, over all workers."""
     micro_batch: int | None = Field(None, ge=1)

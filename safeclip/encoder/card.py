@@ -14,7 +14,7 @@ A CLIP changed so that unsafe texts and pictures should land on safe ones, while
 | objective | {objective} |
 | quadruplets | content hash {quadruplets} |
 | safe pairs beside them | {preserved} |
-| epochs | {epochs}, the best {best_epoch} |
+| epochs | {epochs}; the weights are of epoch {best_epoch} |
 | validation loss | {loss} |
 | validation recall sum, of 6 | {recall} |
 

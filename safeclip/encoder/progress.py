@@ -29,7 +29,7 @@ class Progress:
     best_loss: float = math.inf
     best_recall: float = 0.0
     best_epoch: int = 0
-    """Whose weights are kept."""
+    """Whose weights are exported."""
     waited: int = 0
     """Epochs without a better loss or recall."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -44,17 +44,45 @@ class Progress:
             select: `train.select`, which of the two tells the best.
         """
         loss, recall = record["validation"]["total"], record["recall_sum"]
-        best = loss < self.best_loss if select == "loss" else recall >= self.best_recall
         self.waited = 0 if loss < self.best_loss or recall > self.best_recall else self.waited + 1
         self.best_loss, self.best_recall = min(self.best_loss, loss), max(self.best_recall, recall)
+        self.history.append(record)
+        best = best_epochs(self.history, select, 1) == [record["epoch"]]
         if best:
             self.best_epoch = record["epoch"]
-        self.history.append(record)
         return best
 
     def is_over(self, train: Train) -> bool:
         """Whether the epochs are used up, or patience is."""
         return self.epoch >= train.epochs or self.waited >= train.patience
+
+
+def figure(record: dict[str, Any], select: str) -> float:
+    """Returns what tells how good an epoch is: its validation loss, or its sum of recalls."""
+    return record["validation"]["total"] if select == "loss" else record["recall_sum"]
+
+
+def best_epochs(history: list[dict[str, Any]], select: str, count: int) -> list[int]:
+    """Returns the epochs whose weights stay, best first; none whose figure is not a finite number.
+
+    An epoch that is left out is never among the best of a longer history, so its weights can be dropped.
+
+    Args:
+        history: records of the epochs, in their order.
+        select: `train.select`: lowest loss first, the earlier of equals, or highest recall, the later of equals.
+        count: how many epochs, at most.
+    """
+    found = [record for record in history if math.isfinite(figure(record, select))]
+    if select == "loss":
+        found.sort(key=lambda record: figure(record, select))
+    else:
+        found.sort(key=lambda record: (figure(record, select), record["epoch"]), reverse=True)
+    return [record["epoch"] for record in found[:count]]
+
+
+def epoch_name(epoch: int) -> str:
+    """Returns what an epoch's weights are called in checkpoints and in `encoder/best/`."""
+    return f"epoch-{epoch:04d}"
 
 
 def read_progress(folder: Path) -> Progress:

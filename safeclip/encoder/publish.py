@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from safeclip.config import Config
 from safeclip.encoder.card import model_card
 from safeclip.encoder.export import export_encoder, oddities
 from safeclip.encoder.model import Encoder, load_encoder
-from safeclip.encoder.progress import read_progress
+from safeclip.encoder.progress import epoch_name, read_progress
 from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter
 from safeclip.errors import UserError
 
@@ -68,12 +69,30 @@ def write_exports(safe: Encoder, student: torch.nn.Module | None, folder: Folder
         shutil.rmtree(local)
 
 
+def write_best_epochs(checkpoint: Path, epochs: list[int], folder: Folder) -> None:
+    """Writes a folder of each epoch that `export_checkpoint` takes for a checkpoint; others that lie there go.
+
+    Args:
+        checkpoint: the training's last one.
+        epochs: whose weights it holds.
+        folder: where theirs go.
+    """
+    folder.remove()
+    progress = read_progress(checkpoint)
+    for epoch in epochs:
+        name = "best" if epoch == progress.best_epoch else epoch_name(epoch)
+        own, target = dataclasses.replace(progress, best_epoch=epoch), folder / epoch_name(epoch)
+        target.make()
+        target.write("progress.json", json.dumps(dataclasses.asdict(own)).encode())
+        target.put("best.safetensors", checkpoint / f"{name}.safetensors")
+
+
 def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> None:
     """Writes the exports of a training's checkpoint, of the best weights up to it.
 
     Args:
         config: of the training.
-        checkpoint: a folder `checkpoint_…` below `encoder/training-…`.
+        checkpoint: a folder `checkpoint_…` below `encoder/training-…`, or `epoch-…` below `encoder/best`.
         target: where the exports go.
 
     Raises:

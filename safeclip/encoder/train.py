@@ -18,8 +18,8 @@ from safeclip.encoder.loop import train_loop
 from safeclip.encoder.model import Encoder, is_causal, load_encoder
 from safeclip.encoder.negation import negate_unsafe_weights
 from safeclip.encoder.objectives import NEGATION, Objective, make_objective
-from safeclip.encoder.progress import Progress, read_progress
-from safeclip.encoder.publish import merged, trained_student, weights_hash, write_exports
+from safeclip.encoder.progress import Progress, best_epochs, figure, read_progress
+from safeclip.encoder.publish import merged, trained_student, weights_hash, write_best_epochs, write_exports
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_teacher
 from safeclip.encoder.tracker import check_tracker
 from safeclip.encoder.worker import Plan
@@ -29,6 +29,7 @@ from safeclip.generation.captions import collect
 from safeclip.generation.redraw import redraw
 from safeclip.records import row_seed
 
+BEST = "best"  # the folder of the best epochs
 CALIBRATION = 512  # quadruplets that the training-free baseline looks at
 
 
@@ -125,6 +126,7 @@ def train_encoder(
     if train.objective == NEGATION:
         safe, content["train"] = _negate(base, train, run / "quadruplets" / "train")
         content["history"] = []
+        (stage.folder / BEST).remove()
         content["content_hash"] = write_exports(safe, None, stage.folder, model_card(config, content))
         return stage.finish(began, content)
     folders = {split: run / "quadruplets" / split for split in SPLITS}
@@ -143,6 +145,10 @@ def train_encoder(
         "objective": train.objective,
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
+        "kept": [
+            {"epoch": epoch, train.select: figure(progress.history[epoch - 1], train.select)}
+            for epoch in best_epochs(progress.history, train.select, train.keep_best)
+        ],
         "steps": progress.steps,
         "samples_per_second": round(progress.steps * train.batch / max(progress.seconds, 1e-9), 1),
         "data_wait": round(progress.waiting / max(progress.seconds, 1e-9), 4),
@@ -166,11 +172,11 @@ def _negate(base: Encoder, train: Train, rows: Folder) -> tuple[Encoder, dict[st
     )
     print(f"encoder: {negated} weights negated, by {half} quadruplets; nothing was trained")
     numbers = {"epochs": 0, "best_epoch": 0, "steps": 0, "samples_per_second": 0.0, "workers": 0, "preserved": 0}
-    return dataclasses.replace(base, model=model), {"objective": NEGATION, "negated": negated, **numbers}
+    return dataclasses.replace(base, model=model), {"objective": NEGATION, "negated": negated, "kept": [], **numbers}
 
 
 def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Trains, and returns how it went and the best weights."""
+    """Trains, writes the best epochs where more than one is kept, and returns how it went and the best weights."""
     train = plan.train
     result = fit(train_loop, plan, stage, train.resources, train.max_failures, min_workers=train.min_workers)
     if epoch := (result.metrics or {}).get("diverged"):
@@ -179,4 +185,7 @@ def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
             f"lower train.learning_rate ({plan.train.learning_rate}), and start again with --replace or another --run"
         )
     with result.checkpoint.as_directory() as path:
-        return read_progress(Path(path)), load_file(Path(path) / "best.safetensors")
+        progress = read_progress(Path(path))
+        kept = best_epochs(progress.history, train.select, train.keep_best) if train.keep_best > 1 else []
+        write_best_epochs(Path(path), kept, stage.folder / BEST)
+        return progress, load_file(Path(path) / "best.safetensors")

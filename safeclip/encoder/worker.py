@@ -30,7 +30,7 @@ from safeclip.encoder.data import (
 from safeclip.encoder.model import Encoder, encode_tokens, load_encoder, pool_states, text_states
 from safeclip.encoder.nearest import NearestSafe
 from safeclip.encoder.objectives import Embeddings, Objective, make_objective
-from safeclip.encoder.progress import Progress, memory_gib, read_progress, told
+from safeclip.encoder.progress import Progress, best_epochs, epoch_name, memory_gib, read_progress, told
 from safeclip.encoder.states import held_tokens, state_drift
 from safeclip.encoder.student import clip_of, load_trained_state, lower_frozen, make_student, trained_state
 from safeclip.encoder.teacher import DRAWN, KEPT, Unit
@@ -163,6 +163,8 @@ class Worker:
         """Steps in an epoch."""
         self.progress = Progress()
         self.best = trained_state(self.student)
+        self.kept: dict[int, dict[str, torch.Tensor]] = {}
+        """Weights of the best epochs, by epoch; `best` is one of them as soon as there is one."""
         self.earlier: list[dict[str, torch.Tensor]] = []
         """Weights at the end of the epochs before, as many as are averaged with the present one's."""
         self.tracker = make_tracker(self.train.tracker, plan.logs, plan.key) if rank == 0 and plan.logs else None
@@ -426,7 +428,7 @@ class Worker:
         }
 
     def take_epoch(self, checkpoint: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
-        """Trains and validates for an epoch, notes and prints its record, and keeps the weights if they are best.
+        """Trains and validates for an epoch, notes and prints its record, and keeps its weights if they are good.
 
         Args:
             checkpoint: as for `run_epoch`.
@@ -444,6 +446,9 @@ class Worker:
         best = self.progress.note(record, self.train.select)
         if best:
             self.best = averaged
+        self.kept[record["epoch"]] = averaged
+        stay = best_epochs(self.progress.history, self.train.select, self.train.keep_best)
+        self.kept = {epoch: self.kept[epoch] for epoch in stay}
         if self.tracker:
             found = {"validation": record["validation"], "recall_sum": record["recall_sum"]}
             self.tracker.note(self.progress.epoch * self.batches, found)
@@ -460,6 +465,9 @@ class Worker:
         """Writes a checkpoint: the trained weights, the optimizer and the progress; nothing of what is frozen."""
         save_file(trained_state(self.student), folder / "trained.safetensors")
         save_file(self.best, folder / "best.safetensors")
+        for epoch, state in self.kept.items():
+            if epoch != self.progress.best_epoch:
+                save_file(state, folder / f"{epoch_name(epoch)}.safetensors")
         for number, state in enumerate(self.earlier):
             save_file(state, folder / f"earlier-{number}.safetensors")
         moments = {
@@ -473,14 +481,17 @@ class Worker:
     def load(self, folder: Path) -> None:
         """Goes on from a checkpoint."""
         load_trained_state(self.student, load_file(folder / "trained.safetensors"))
+        self.progress = read_progress(folder)
         self.best = load_file(folder / "best.safetensors")
+        self.kept = {_number(path): load_file(path) for path in folder.glob("epoch-*.safetensors")}
+        if self.progress.best_epoch:
+            self.kept[self.progress.best_epoch] = self.best
         self.earlier = [load_file(path) for path in sorted(folder.glob("earlier-*.safetensors"), key=_number)]
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in load_file(folder / "optimizer.safetensors", device=self.device).items():
             number, name = key.split(".")
             state.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.progress = read_progress(folder)
 
 
 def _number(path: Path) -> int:

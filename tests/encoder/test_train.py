@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,8 @@ from safeclip.config import Config, load_config
 from safeclip.encoder.model import Encoder, load_encoder, text_states
 from safeclip.encoder.objectives import make_objective
 from safeclip.encoder.objectives.safe_clip import SafeClip
-from safeclip.encoder.progress import Progress
-from safeclip.encoder.publish import export_checkpoint
+from safeclip.encoder.progress import Progress, best_epochs, figure
+from safeclip.encoder.publish import export_checkpoint, write_best_epochs
 from safeclip.encoder.states import held_tokens, state_drift
 from safeclip.encoder.student import merge_student, trained_state
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_rows, plan_units
@@ -29,7 +30,7 @@ SETTINGS = [
     "train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.schedule=constant",
     "train.lora={alpha: 16.0, dropout: 0.0, targets: null}", "train.objective=safe-clip", "train.average=1",
     "train.preserve={source: world, count: 20, per_step: 8, unit_rows: 4, drawn: 4}", "train.warmup=0",
-    "train.max_gradient=null", "train.select=loss",
+    "train.max_gradient=null", "train.select=loss", "train.keep_best=2",
 ]  # fmt: skip
 COUNTS = {"train": 25, "validation": 7}
 
@@ -105,6 +106,29 @@ def test_a_checkpoint_is_exported_by_itself(trained, plan, tmp_path):
     with pytest.raises(UserError, match="other adapters"):
         export_checkpoint(config_for("unused", "train.lora.rank=4"), checkpoint, Folder(str(tmp_path / "other")))
     assert not (tmp_path / "other").exists()
+
+
+def test_each_of_the_best_epochs_is_exported_by_itself_from_any_storage(trained, tmp_path):
+    run, manifest = trained
+    history, best = manifest["history"], run / "encoder" / "best"
+    order = sorted((1, 2), key=lambda epoch: history[epoch - 1]["validation"]["total"])
+    assert manifest["train"]["best_epoch"] == order[0]
+    assert manifest["train"]["kept"] == [
+        {"epoch": epoch, "loss": history[epoch - 1]["validation"]["total"]} for epoch in order
+    ]
+    first, second = (f"epoch-{epoch:04d}" for epoch in order)
+    assert {Path(entry).name for entry in best.fs.ls(best.path(), detail=False)} == {first, second}
+    remote, target = Folder(f"memory://{time.time_ns()}"), Folder(str(tmp_path / "exports"))
+    (remote / "epoch-0009").make()
+    write_best_epochs(Path((best / first).path()), order[:1], remote)
+    assert not remote.exists("epoch-0009")
+    export_checkpoint(config_for("unused"), remote / first, target)
+    weights = [target.read("open_clip/open_clip_model.safetensors")]
+    assert weights[0] == (run / "encoder" / "open_clip").read("open_clip_model.safetensors")
+    export_checkpoint(config_for("unused"), best / second, target)
+    weights.append(target.read("open_clip/open_clip_model.safetensors"))
+    assert weights[0] != weights[1]
+    assert f"of epoch {order[1]} |" in target.read("README.md").decode()
 
 
 def test_the_exports_load_and_have_moved_unsafe_texts_to_the_safe_side(trained):
@@ -204,6 +228,12 @@ def test_a_resumed_training_ends_where_an_undisturbed_one_does(plan, tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert all(torch.equal(straight.best[name], second.best[name]) for name in expected)
     assert straight.progress.best_loss == second.progress.best_loss
+    second.save(tmp_path)
+    for resumed in (second, first):
+        resumed.load(tmp_path)
+        assert resumed.kept.keys() == straight.kept.keys() == {1, 2}
+        for epoch, state in straight.kept.items():
+            assert all(torch.equal(state[name], resumed.kept[epoch][name]) for name in state)
 
 
 def test_a_training_cut_off_within_an_epoch_ends_where_an_undisturbed_one_does(plan, tmp_path):
@@ -227,6 +257,7 @@ def test_a_worker_killed_within_an_epoch_is_replaced_and_training_ends_where_the
 ):
     run, _ = trained
     sets = ["train.epochs=1", "train.batch=2", "train.checkpoint_steps=2", "train.lora.dropout=0.1"]
+    sets.append("train.keep_best=1")
     config, folder = config_for("unused", *sets, "train.resources.actors=1"), Folder(str(tmp_path / "encoder"))
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(train_encoder, config, run, folder)
@@ -239,6 +270,7 @@ def test_a_worker_killed_within_an_epoch_is_replaced_and_training_ends_where_the
     (expected,) = undisturbed.progress.history
     assert [record["validation"] for record in found] == [pytest.approx(expected["validation"], rel=1e-4)]
     assert found[0]["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert not (folder / "best").exists()
 
 
 def test_all_weights_can_be_trained(plan, tmp_path):
@@ -301,8 +333,11 @@ def test_averaged_adapters_are_the_mean_of_the_last_epochs_and_training_goes_on_
     for name, value in trained_state(averaging.student).items():
         assert torch.equal(value, ends[-1][name])
     assert averaging.progress.best_epoch == 3
-    for name, value in averaging.best.items():
-        torch.testing.assert_close(value, (ends[1][name] + ends[2][name]) / 2)
+    assert list(averaging.kept) == [3, 2]
+    for last, state in averaging.kept.items():
+        for name, value in state.items():
+            torch.testing.assert_close(value, (ends[last - 2][name] + ends[last - 1][name]) / 2)
+    assert averaging.best is averaging.kept[3]
 
 
 def test_validation_does_not_depend_on_the_batch(plan):
@@ -421,6 +456,33 @@ def test_the_epoch_of_the_highest_recall_can_be_the_one_that_is_kept():
     records = [{"epoch": n, "validation": {"total": a}, "recall_sum": b} for n, (a, b) in enumerate(measured, 1)]
     assert [progress.note(record, "recall") for record in records] == [True, False, True, True, False]
     assert (progress.best_epoch, progress.waited) == (4, 2)
+
+
+@pytest.mark.parametrize("select", ["loss", "recall"])
+def test_the_best_epochs_are_those_that_few_others_beat(select):
+    random = np.random.default_rng(0)
+
+    def beats(one, other):
+        a, b = (figure(record, select) for record in (one, other))
+        if select == "loss":
+            return a < b or (a == b and one["epoch"] < other["epoch"])
+        return a > b or (a == b and one["epoch"] > other["epoch"])
+
+    for _ in range(100):
+        history, progress, before = [], Progress(), set()
+        count = int(random.integers(1, 5))
+        for epoch in range(1, int(random.integers(2, 12))):
+            loss, recall = random.choice([1.0, 2.0, 3.0, math.nan, math.inf]), float(random.integers(4))
+            history.append({"epoch": epoch, "validation": {"total": loss}, "recall_sum": recall})
+            progress.note(history[-1], select)
+            numbers = [record for record in history if math.isfinite(figure(record, select))]
+            beaten = {record["epoch"]: sum(beats(other, record) for other in numbers) for record in numbers}
+            expected = sorted((epoch for epoch in beaten if beaten[epoch] < count), key=beaten.get)
+            found = best_epochs(history, select, count)
+            assert found == expected
+            assert progress.best_epoch == (found[0] if found else 0)
+            assert set(found) <= before | {epoch}, "the weights of the others are gone"
+            before = set(found)
 
 
 def test_the_cosine_schedule_falls_from_the_rate_to_zero():
