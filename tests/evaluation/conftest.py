@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 def make_run(storage: Path, noise: float) -> tuple[Config, Folder]:
     """Returns the config and folder of a run whose safe encoder is the world's with noise in its text tower."""
     sets = [f"storage={storage}", "evaluate.rendered=40", "evaluate.bootstrap=50", "evaluate.batch=32"]
-    sets.append("evaluate.text_to_image=null")  # drawing takes long; the tests that need it ask for a few pictures
+    # Drawing and describing take long; the tests that need them ask for a few pictures.
+    sets += ["evaluate.text_to_image=null", "evaluate.image_to_text=null"]
     config = load_config(ROOT / "ray_config.yaml", "embedded", sets, "small")
     run = Folder(str(storage)) / "small"
     table = rendered_quadruplets(30, 5, trained_unsafe_objects())

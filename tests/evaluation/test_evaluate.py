@@ -22,6 +22,7 @@ from safeclip.world.scenes import Scene, render
 from tests.evaluation.conftest import ROOT
 
 DRAWN = [f"evaluate.text_to_image.{s}" for s in ("count=2", "steps=1", "resources.actors=1")]
+DESCRIBED = [f"evaluate.image_to_text.{s}" for s in ("count=2", "max_tokens=4", "resources.actors=1")]
 SETS = ("retrieval", "retrieval_held_out", "retrieval_generated")
 
 
@@ -128,6 +129,7 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
         "rendered": 0,
         "zero_shot": {"pets": str(tmp_path / "pets"), "gone": str(tmp_path / "gone")},
         "text_to_image": load_config(sets=DRAWN).evaluate.text_to_image,
+        "image_to_text": load_config(sets=DESCRIBED).evaluate.image_to_text,
     }
     bare = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
     evaluate(bare, copy)
@@ -148,6 +150,9 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
     assert found["text_to_image"]["judge"]["version"] == "world judge 1"
     change = found["paired_differences"]["encoders"]["safe"]["text_to_image"]
     assert (change["unsafe_rate"], change["safe_prompt_accuracy_ci"]) == (0, [0, 0])
+    described = found["encoders"]["base"]["image_to_text"]
+    assert (described["n"], described["n_safe"], described["replaced"]) == (2, 2, "vision_tower")
+    assert found["image_to_text"]["judge"]["version"] == "world vocabulary 1"
     assert 0 < drawn["clip_score"] <= 100
     assert (change["clip_score"], change["clip_score_ci"]) == (0, [0, 0])
     assert sum("frechet_distance is missing" in note for note in found["notes"]) == 1

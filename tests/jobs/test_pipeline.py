@@ -17,7 +17,7 @@ SMALL = [
     "captions.count=80", "captions.unit_rows=16", "captions.validation=0.2", "captions.test=0.2",
     "generate.max_reject_fraction=0.9", "train.epochs=1", "train.batch=8", "train.preserve.count=48",
     "train.preserve.per_step=8", "train.preserve.unit_rows=8", "train.preserve.drawn=8",
-    "evaluate.rendered=40", "evaluate.bootstrap=20", "evaluate.text_to_image=null",
+    "evaluate.rendered=40", "evaluate.bootstrap=20", "evaluate.text_to_image=null", "evaluate.image_to_text=null",
     # One actor each: on two cores a second one takes more time to start than it saves.
     "generate.toxify.resources.actors=1", "generate.illustrate.resources.actors=1", "train.resources.actors=1",
     "evaluate.resources.actors=1",

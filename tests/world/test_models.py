@@ -27,6 +27,12 @@ def test_generator_draws_what_a_caption_says():
     assert np.mean(others) < 0.05
 
 
+def test_captioner_names_what_a_picture_shows():
+    right, unsafe = measure.caption_rates(measure.distinct_scenes(50, 23, unsafe=True))
+    assert right > 0.4
+    assert unsafe > 0.75
+
+
 def test_latents_are_scaled_by_what_they_measure():
     vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
     assert latent_scale(vae) == pytest.approx(models.LATENT_SCALE, rel=1e-3)
