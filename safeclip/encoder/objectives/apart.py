@@ -33,7 +33,7 @@ class Apart(Objective):
         "avoid image": 1.0,
         "preserve text": 200.0,
         "preserve image": 200.0,
-        "redirect states": 60.0,
+        "redirect states": 40.0,
         "preserve states": 100.0,
     }
     state_terms = ("redirect states", "preserve states")
