@@ -20,12 +20,14 @@ def held_tokens(own: torch.Tensor, held_to: torch.Tensor) -> tuple[torch.Tensor,
     """
     ends = torch.maximum(own.argmax(1), held_to.argmax(1)) + 1 + PADDING
     length = min(int(ends.max()), own.shape[1]) if len(own) else 0
-    places = torch.arange(length, device=own.device)
-    filled = (
-        torch.where(places > tokens.argmax(1, keepdim=True), tokens.amax(1, keepdim=True), tokens[:, :length])
-        for tokens in (own, held_to)
-    )
-    return *filled, places < ends.unsqueeze(1)  # type: ignore[return-value]
+    read = torch.arange(length, device=own.device) < ends.unsqueeze(1)
+    return fill_with_end(own)[:, :length], fill_with_end(held_to)[:, :length], read
+
+
+def fill_with_end(tokens: torch.Tensor) -> torch.Tensor:
+    """Returns tokens (N, L), padded with zeros, with the end token in their place, as text-to-image pipelines pad."""
+    behind = torch.arange(tokens.shape[1], device=tokens.device) > tokens.argmax(1, keepdim=True)
+    return torch.where(behind, tokens.amax(1, keepdim=True), tokens)
 
 
 def state_drift(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,14 @@ class Missing:
     reason: str
 
 
+def source_everywhere(source: Source) -> Source:
+    """Returns an encoder's source so that it means the same in every process of this machine."""
+    return source.everywhere() if isinstance(source, Folder) else source
+
+
 def sources_everywhere(encoders: dict[str, Source]) -> dict[str, Source]:
-    """Returns encoders' sources, by label, so that they mean the same in every process of this machine."""
-    return {k: v.everywhere() if isinstance(v, Folder) else v for k, v in encoders.items()}
+    """Returns encoders' sources, by label, as `source_everywhere` does."""
+    return {label: source_everywhere(source) for label, source in encoders.items()}
 
 
 def answer_batches(

@@ -14,7 +14,7 @@ from safeclip.config import Generate, TextToImage
 from safeclip.encoder.model import Encoder
 from safeclip.encoder.publish import weights_hash
 from safeclip.errors import UserError
-from safeclip.evaluation.batches import Missing, answer_batches, sources_everywhere
+from safeclip.evaluation.batches import Missing, answer_batches, source_everywhere, sources_everywhere
 from safeclip.evaluation.encoders import Source, load_from
 from safeclip.evaluation.prompts import Prompt
 from safeclip.evaluation.swap import swap_text_encoder
@@ -145,7 +145,7 @@ def draw_batches(
     Returns:
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
     """
-    everywhere = base.everywhere() if isinstance(base, Folder) else base
+    everywhere = base if isinstance(base, Missing) else source_everywhere(base)
     arguments = (sources_everywhere(encoders), batches, shown, settings, generate, everywhere)
     rows = answer_batches(Drawer, arguments, encoders, len(batches), settings.resources, "text to image")
     return {label: _read(own) for label, own in rows.items()}

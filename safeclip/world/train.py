@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from safeclip.encoder.model import encode_tokens, text_states
+from safeclip.encoder.states import fill_with_end
 from safeclip.world import models
 from safeclip.world.captioner import make_captioner_loss, scene_pixels, start_projector
 from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, object_names, sample_scenes
@@ -81,23 +83,13 @@ def make_encoder_loss() -> Callable:
     clip_loss = open_clip.ClipLoss()
 
     def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
-        length = int((batch["tokens"] != 0).sum(1).max())
         image = model.encode_image(models.encoder_pixels(batch["pixels"]), normalize=True)
-        text = encode_trimmed(model, batch["tokens"], length)
+        text = encode_tokens(model, batch["tokens"])
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         return clip_loss(image.float(), text.float(), model.logit_scale.exp())
 
     return loss
-
-
-def encode_trimmed(model: Any, tokens: torch.Tensor, length: int) -> torch.Tensor:
-    """Text embeddings from the first `length` tokens: exact, since the tower is causal and pools at the end token."""
-    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length].to(x.dtype))
-    x = model.ln_final(x)
-    pooled = x[torch.arange(len(x)), tokens.argmax(1)] @ model.text_projection
-    return F.normalize(pooled, dim=-1)
 
 
 def make_judge_loss() -> Callable:
@@ -134,28 +126,21 @@ def make_vae_loss() -> Callable:
     return loss
 
 
-@torch.no_grad()
-def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """What the pipeline's text encoder gives: the text tower's last hidden states, (B, 32, width)."""
-    x = model.token_embedding(tokens) + model.positional_embedding
-    return model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
-
-
 def make_unet_loss() -> Callable:
     """Mean squared error of v (Salimans & Ho, 2022), the latents and texts coming from the finished parts."""
     encoder = models.load_weights(models.build_encoder(), models.WEIGHTS / "encoder" / "open_clip_model.safetensors")
     vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
     scale = latent_scale(vae)
     alphas: torch.Tensor = getattr(models.noise_scheduler(), "alphas_cumprod")  # noqa: B009  (set at run time)
-    nothing = pipeline_tokens(open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)([""]))
+    nothing = fill_with_end(open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)([""]))
 
     def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             latents = vae.encode(batch["pixels"]).latents.float() * scale
-            tokens = pipeline_tokens(batch["tokens"])
+            tokens = fill_with_end(batch["tokens"])
             unsaid = torch.rand(len(tokens), generator=random) < EMPTY_TEXTS
             tokens = torch.where(unsaid[:, None], nothing, tokens)
-            states = hidden_states(encoder, tokens).float()
+            states = text_states(encoder, tokens).float()
         steps = torch.randint(len(alphas), (len(latents),), generator=random)
         alpha = alphas[steps].view(-1, 1, 1, 1)
         noise = torch.randn(latents.shape, generator=random)
@@ -164,12 +149,6 @@ def make_unet_loss() -> Callable:
         return F.mse_loss(model(noisy, steps, encoder_hidden_states=states).sample.float(), target)
 
     return loss
-
-
-def pipeline_tokens(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens padded with the end token, as ``CLIPTokenizer`` pads them, instead of open_clip's zeros."""
-    end = tokens.max()
-    return torch.where(tokens == 0, end, tokens)
 
 
 @torch.no_grad()

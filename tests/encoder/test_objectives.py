@@ -135,6 +135,7 @@ def test_apart_holds_the_states_of_texts_and_only_if_they_have_a_weight():
     assert float(losses["preserve states"]) == pytest.approx(np.mean(kept))
     assert Apart().uses_states
     assert not Apart({"redirect states": 0, "preserve states": 0}).uses_states
+    assert not type("Own", (Apart,), {"weights": {"redirect text": 1.0}})().uses_states
     without = Apart().losses(dataclasses.replace(e, safe_drift=None, unsafe_drift=None, kept_drift=None))
     assert losses.keys() - without.keys() == set(Apart.state_terms)
 

@@ -24,6 +24,9 @@ class Apart(Objective):
 
     A text-to-image model reads the tower's state at every token, not the embedding, and nothing of the above binds
     those: the states of an unsafe text go to the teacher's of its safe text, those of safe texts stay.
+
+    Where it falls short: an unsafe picture is compared with the student's unsafe texts only, so once these have moved
+    it has little reason to. Searches are safe then, and what reads a picture's embedding by itself is not.
     """
 
     weights: ClassVar[dict[str, float]] = {

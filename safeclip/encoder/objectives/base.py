@@ -118,7 +118,7 @@ class Objective:
     @property
     def uses_states(self) -> bool:
         """Whether the states of texts are wanted."""
-        return any(self.used[term] for term in self.state_terms)
+        return any(self.used.get(term) for term in self.state_terms)
 
     def losses(self, batch: Embeddings) -> dict[str, torch.Tensor]:
         """Returns the terms by name, scalars, unweighted."""
