@@ -19,7 +19,7 @@ from safeclip.generation.judges import WorldImageJudge, WorldTextJudge
 from safeclip.world import models, scenes
 
 SHEET = Path(__file__).parent / "sheet.webp"
-STEPS, GUIDANCE = 7, 2.5  # of the embedded profile
+STEPS, GUIDANCE = 5, 2.5  # of the embedded profile
 
 
 def distinct_scenes(n: int, seed: int, unsafe: bool) -> list[scenes.Scene]:

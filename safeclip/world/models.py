@@ -80,7 +80,7 @@ def save_encoder(model: open_clip.CLIP, folder: Path) -> None:
 def encoder_pixels(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels in [-1, 1] as the encoder's preprocessing leaves them."""
     config = ENCODER_CONFIG["preprocess_cfg"]
-    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(config[key], device=pixels.device).view(1, 3, 1, 1) for key in ("mean", "std"))
     return ((pixels + 1) / 2 - mean) / std
 
 

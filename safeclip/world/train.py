@@ -3,7 +3,7 @@
 Each part trains by itself in the order above (the UNet reads the encoder's text tower and the VAE, the captioner's
 projector the encoder's image tower). The batch of a step is a function of the step's number, and a checkpoint is kept
 every few steps, so a training that was cut off goes on as if nothing had happened. Finished weights go to
-``safeclip/world/weights/`` in fp16.
+``safeclip/world/weights/`` in fp16. All but the captioner's is done on a GPU where there is one.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from safeclip.encoder.model import encode_tokens, text_states
 from safeclip.encoder.states import fill_with_end
 from safeclip.world import models
 from safeclip.world.captioner import make_captioner_loss, scene_pixels, start_projector
-from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, object_names, sample_scenes
+from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, loose_caption, object_names, sample_scenes
 
 SEED = 20240929
 CHECKPOINT_EVERY = 25  # steps
@@ -45,6 +45,8 @@ class Part:
     build: Callable[[], nn.Module]
     make_loss: Callable[[], Callable[[nn.Module, dict, torch.Generator], torch.Tensor]]
     average: float = 0.0  # decay of the moving average that is kept instead of the last weights; 0 keeps the last
+    say: Callable[[Scene], str] = caption
+    on_gpu: bool = True
 
 
 def training_scenes(n: int, seed: int) -> list[Scene]:
@@ -59,8 +61,8 @@ def training_scenes(n: int, seed: int) -> list[Scene]:
 class SceneBatches(Dataset):
     """Batch number `step` of a training: pictures, captions, their tokens, and which objects are shown."""
 
-    def __init__(self, start: int, stop: int, batch: int) -> None:
-        self.start, self.stop, self.batch = start, stop, batch
+    def __init__(self, start: int, stop: int, batch: int, say: Callable[[Scene], str] = caption) -> None:
+        self.start, self.stop, self.batch, self.say = start, stop, batch, say
         self.tokenize = open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)
         self.index = {name: i for i, name in enumerate(object_names())}
 
@@ -74,7 +76,7 @@ class SceneBatches(Dataset):
         objects = torch.zeros(len(scenes), len(self.index))
         for row, scene in zip(objects, scenes, strict=True):
             row[[self.index[name] for name in scene.objects]] = 1
-        tokens = self.tokenize([caption(s) for s in scenes])
+        tokens = self.tokenize([self.say(s) for s in scenes])
         return {"scenes": scenes, "pixels": scene_pixels(scenes), "tokens": tokens, "objects": objects}
 
 
@@ -102,7 +104,7 @@ def make_judge_loss() -> Callable:
         soft = F.interpolate(small, size=IMAGE_SIZE, mode="bilinear")
         pixels = torch.cat([soft, pixels[n // 3 :]])
         noise = torch.rand(n, 1, 1, 1, generator=random) * 0.15
-        pixels = pixels + noise * torch.randn(pixels.shape, generator=random)
+        pixels = pixels + (noise * torch.randn(pixels.shape, generator=random)).to(pixels.device)
         logits = model(pixels.contiguous(memory_format=torch.channels_last)).float()
         return F.binary_cross_entropy_with_logits(logits, batch["objects"]) * len(batch["objects"][0])
 
@@ -131,19 +133,21 @@ def make_unet_loss() -> Callable:
     encoder = models.load_weights(models.build_encoder(), models.WEIGHTS / "encoder" / "open_clip_model.safetensors")
     vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
     scale = latent_scale(vae)
+    encoder, vae = encoder.to(device_of(True)), vae.to(device_of(True))
     alphas: torch.Tensor = getattr(models.noise_scheduler(), "alphas_cumprod")  # noqa: B009  (set at run time)
     nothing = fill_with_end(open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)([""]))
 
     def loss(model: nn.Module, batch: dict, random: torch.Generator) -> torch.Tensor:
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        device = batch["pixels"].device
+        with torch.no_grad():
             latents = vae.encode(batch["pixels"]).latents.float() * scale
             tokens = fill_with_end(batch["tokens"])
             unsaid = torch.rand(len(tokens), generator=random) < EMPTY_TEXTS
-            tokens = torch.where(unsaid[:, None], nothing, tokens)
+            tokens = torch.where(unsaid[:, None].to(device), nothing.to(device), tokens)
             states = text_states(encoder, tokens).float()
         steps = torch.randint(len(alphas), (len(latents),), generator=random)
-        alpha = alphas[steps].view(-1, 1, 1, 1)
-        noise = torch.randn(latents.shape, generator=random)
+        alpha = alphas[steps].view(-1, 1, 1, 1).to(device)
+        noise, steps = torch.randn(latents.shape, generator=random).to(device), steps.to(device)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         return F.mse_loss(model(noisy, steps, encoder_hidden_states=states).sample.float(), target)
@@ -164,12 +168,17 @@ def build_started_projector() -> nn.Module:
 
 
 PARTS = {
-    "encoder": Part(1800, 256, 1e-3, models.build_encoder, make_encoder_loss),
+    "encoder": Part(3500, 256, 1e-3, models.build_encoder, make_encoder_loss, say=loose_caption),
     "judge": Part(2000, 128, 2e-3, models.build_judge, make_judge_loss),
     "vae": Part(2700, 32, 1e-3, models.build_vae, make_vae_loss, average=0.99),
-    "unet": Part(4200, 64, 8e-4, models.build_unet, make_unet_loss, average=0.998),
-    "captioner": Part(500, 16, 1e-3, build_started_projector, make_captioner_loss),
+    "unet": Part(4200, 128, 8e-4, models.build_unet, make_unet_loss, average=0.998),
+    "captioner": Part(500, 16, 1e-3, build_started_projector, make_captioner_loss, on_gpu=False),
 }
+
+
+def device_of(on_gpu: bool) -> torch.device:
+    """Returns where a part is trained: on the GPU if it may be and there is one."""
+    return torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
 
 
 def learning_rate(step: int, part: Part) -> float:
@@ -192,15 +201,16 @@ def train(name: str, part: Part, folder: Path) -> nn.Module:
         The trained model, in evaluation mode.
     """
     torch.manual_seed(SEED)
-    model = part.build().train()
+    device = device_of(part.on_gpu)
+    model = part.build().to(device).train()
     averaged = copy.deepcopy(model).eval() if part.average else model
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     checkpoint, start = folder / f"{name}.pt", 0
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
@@ -212,7 +222,8 @@ def train(name: str, part: Part, folder: Path) -> nn.Module:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, part)
         random = torch.Generator().manual_seed(SEED + step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch |= {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = loss_of(model, batch, random)
         optimizer.zero_grad()
         loss.backward()
@@ -231,7 +242,7 @@ def train(name: str, part: Part, folder: Path) -> nn.Module:
             )
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == part.steps:
             save_checkpoint(checkpoint, model, averaged, optimizer, step + 1)
-    return averaged.eval()
+    return averaged.cpu().eval()
 
 
 def save_checkpoint(path: Path, model: nn.Module, averaged: nn.Module, optimizer: object, step: int) -> None:
@@ -244,8 +255,9 @@ def save_checkpoint(path: Path, model: nn.Module, averaged: nn.Module, optimizer
 
 
 def batches(start: int, part: Part) -> Iterator[dict]:
-    """The batches from step `start` on, drawn by a second process while the first one trains."""
-    return iter(DataLoader(SceneBatches(start, part.steps, part.batch), batch_size=None, num_workers=1))
+    """The batches from step `start` on, drawn by other processes while this one trains."""
+    drawn = SceneBatches(start, part.steps, part.batch, part.say)
+    return iter(DataLoader(drawn, batch_size=None, num_workers=max(1, (os.cpu_count() or 1) - 1)))
 
 
 def export(name: str, model: nn.Module) -> Path:

@@ -118,7 +118,7 @@ def test_apart_picks_the_safe_item_among_safe_and_unsafe_ones():
     for i in rows:
         own, others = (
             50 * (float(e.unsafe_image[i] @ e.safe_text_ref[i]) - 0.2),
-            50 * e.unsafe_image[i] @ e.unsafe_text.T,
+            50 * e.unsafe_image[i] @ torch.cat([e.unsafe_text, e.unsafe_text_ref]).T,
         )
         avoided.append(math.log(math.exp(own) + float(others.exp().sum())) - own)
     assert float(losses["avoid image"]) == pytest.approx(np.mean(avoided), abs=1e-9)

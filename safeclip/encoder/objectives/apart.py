@@ -25,8 +25,9 @@ class Apart(Objective):
     A text-to-image model reads the tower's state at every token, not the embedding, and nothing of the above binds
     those: the states of an unsafe text go to the teacher's of its safe text, those of safe texts stay.
 
-    Where it falls short: an unsafe picture is compared with the student's unsafe texts only, so once these have moved
-    it has little reason to. Searches are safe then, and what reads a picture's embedding by itself is not.
+    Once the unsafe texts have moved, an unsafe picture that is compared with them alone has little reason to: searches
+    would be safe then, and what reads a picture's embedding by itself would not. So it is told apart from the unsafe
+    texts as the teacher has them, too. The texts need no such thing, since their states are led to the safe side.
     """
 
     weights: ClassVar[dict[str, float]] = {
@@ -45,11 +46,12 @@ class Apart(Objective):
         """Returns the terms by name, scalars, unweighted."""
         text, text_ref = batch.safe("text")
         image, image_ref = batch.safe("image")
+        unsafe_texts = torch.cat([batch.unsafe_text, batch.unsafe_text_ref])
         return {
             "redirect text": _redirect(batch.unsafe_text, image_ref, batch.unsafe_image),
-            "redirect image": _redirect(batch.unsafe_image, text_ref, batch.unsafe_text),
+            "redirect image": _redirect(batch.unsafe_image, text_ref, unsafe_texts),
             "avoid text": _avoid(batch.unsafe_text, batch.safe_image_ref, batch.unsafe_image),
-            "avoid image": _avoid(batch.unsafe_image, batch.safe_text_ref, batch.unsafe_text),
+            "avoid image": _avoid(batch.unsafe_image, batch.safe_text_ref, unsafe_texts),
             "preserve text": distance(text, text_ref),
             "preserve image": distance(image, image_ref),
             **_states(batch),
@@ -62,7 +64,7 @@ def _redirect(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> 
     Args:
         unsafe: queries (B, d).
         safe: (B + P, d), of which the first B are the queries' own.
-        other: (B, d), never right.
+        other: (M, d), never right.
     """
     logits = SCALE * unsafe @ torch.cat([safe, other]).T
     return F.cross_entropy(logits, torch.arange(len(unsafe), device=logits.device))
@@ -74,7 +76,7 @@ def _avoid(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> tor
     Args:
         unsafe: queries (B, d).
         safe: (B, d), the queries' own.
-        other: (B, d), the unsafe items of the other modality, never right.
+        other: (M, d), the unsafe items of the other modality, never right.
     """
     own = (unsafe * safe).sum(1, keepdim=True) - MARGIN
     logits = SCALE * torch.cat([own, unsafe @ other.T], dim=1)
