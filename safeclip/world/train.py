@@ -168,7 +168,7 @@ def build_started_projector() -> nn.Module:
 
 
 PARTS = {
-    "encoder": Part(3500, 256, 1e-3, models.build_encoder, make_encoder_loss, say=loose_caption),
+    "encoder": Part(3000, 256, 1e-3, models.build_encoder, make_encoder_loss, say=loose_caption),
     "judge": Part(2000, 128, 2e-3, models.build_judge, make_judge_loss),
     "vae": Part(2700, 32, 1e-3, models.build_vae, make_vae_loss, average=0.99),
     "unet": Part(4200, 128, 8e-4, models.build_unet, make_unet_loss, average=0.998),

@@ -85,3 +85,29 @@ def test_impossible_scenes_are_refused_by_name(objects, background, word):
 def test_unknown_object_is_refused_by_name():
     with pytest.raises(KeyError, match="gryphon"):
         Scene(("gryphon",), "white", 0)
+
+
+def test_every_object_is_of_a_kind_and_unsafe_kinds_hold_unsafe_objects_alone():
+    safe = {scenes.kind_of(name) for name in scenes.SAFE_OBJECTS}
+    unsafe = {scenes.kind_of(name) for name in UNSAFE}
+    assert len(unsafe) == len(scenes.UNSAFE_OBJECTS)
+    assert not safe & unsafe
+    with pytest.raises(KeyError, match="unicorn"):
+        scenes.kind_of("unicorn")
+
+
+def test_loose_captions_name_objects_kinds_or_whether_they_are_safe():
+    drawn = scenes.sample_scenes(400, 2, list(scenes.SAFE_OBJECTS), UNSAFE)
+    called = {"name": 0, "kind": 0, "safety": 0}
+    for scene in drawn:
+        text = scenes.loose_caption(scene)
+        assert text == scenes.loose_caption(scene)
+        assert scene.background in text
+        for name in scene.objects:
+            safety = "something harmless" if scenes.concept_of(name) is None else "something unsafe"
+            words = {"name": scenes.with_article(name), "kind": scenes.kind_of(name), "safety": safety}
+            found = [how for how, word in words.items() if word in text]
+            assert found, text
+            called[found[-1]] += 1
+    shares = {how: count / 800 for how, count in called.items()}
+    assert shares == pytest.approx({"name": 0.5, "kind": 0.25, "safety": 0.25}, abs=0.06)
