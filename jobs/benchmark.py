@@ -1,7 +1,8 @@
 """Compares side by side, and writes what was measured as JSON.
 
   python -m jobs.benchmark train                       a step of fine-tuning beside the reference's recipe, ViT-B/32
-                                                       with random weights; needs no run
+                                                       with random weights, or ViT-L/14 where there is a GPU; needs
+                                                       no run
   python -m jobs.benchmark objectives --run demo       each objective trained on a run's quadruplets, and measured on
                                                        the same rendered test sets: what became safe, what it cost
   python -m jobs.benchmark evaluate                    ranking 100,000 items for 100,000 queries beside the matrix
@@ -49,10 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _train(options: Any) -> dict[str, Any]:
+    import torch
+
     from safeclip.benchmarks.side_by_side import table
     from safeclip.benchmarks.train import compare_training
+    from safeclip.benchmarks.train_gpu import compare_training_on_gpu
 
-    measured = compare_training(options.repeats)
+    measured = (compare_training_on_gpu if torch.cuda.is_available() else compare_training)(options.repeats)
     print(table(measured))
     return measured
 

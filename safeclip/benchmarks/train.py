@@ -7,6 +7,7 @@ that description, less the code's bugs (the teacher is a model of its own, with 
 of data. Ours is the worker that a training runs, its loading included.
 """
 
+import copy
 import io
 import json
 import statistics
@@ -56,14 +57,14 @@ def compare_training(repeats: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="safeclip-benchmark-") as name:
         place = Path(name)
-        encoder = _random_encoder(place / "base")
-        _write_rows(Folder(name), encoder)
-        reference = _Reference(encoder, place)
-        ours = {dtype: Worker(_plan(place, dtype, "one")) for dtype in ("float32", "bfloat16")}
+        encoder = random_encoder(place / "base", ARCHITECTURE)
+        write_quadruplets(Folder(name), encoder, ROWS)
+        reference = Reference(encoder, place, ROWS["train"])
+        ours = {dtype: Worker(plan_training(place, dtype, "one")) for dtype in ("float32", "bfloat16")}
         each: dict[str, list[float]] = {"reference_recipe": [], "ours_float32": [], "ours_bfloat16": []}
         waits = []
         for repeat in range(repeats + 1):
-            measured = {"reference_recipe": reference.epoch()}
+            measured = {"reference_recipe": reference.epoch(BATCH)}
             for dtype, worker in ours.items():
                 record = worker.run_epoch()
                 assert record is not None
@@ -88,16 +89,31 @@ def compare_training(repeats: int) -> dict[str, Any]:
     }
 
 
-def _random_encoder(folder: Path) -> Encoder:
+def random_encoder(folder: Path, architecture: str, device: str = "cpu") -> Encoder:
+    """Writes an encoder of random weights, and returns it.
+
+    Args:
+        folder: where it goes.
+        architecture: by open_clip's name.
+        device: where it is put.
+    """
     torch.manual_seed(0)
-    model = open_clip.create_model(ARCHITECTURE, pretrained=None)
-    config = {"model_cfg": open_clip.get_model_config(ARCHITECTURE), "preprocess_cfg": model.visual.preprocess_cfg}
+    with torch.device(device):  # large weights are drawn much faster on a GPU
+        model = open_clip.create_model(architecture, pretrained=None, device=device)
+    config = {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": model.visual.preprocess_cfg}
     save_open_clip(model, json.loads(json.dumps(config)), folder)
-    return load_encoder(str(folder))
+    return load_encoder(str(folder), device)
 
 
-def _write_rows(place: Folder, encoder: Encoder) -> None:
-    """Writes quadruplets and the teacher's embeddings, as a run holds them."""
+def write_quadruplets(place: Folder, encoder: Encoder, rows: dict[str, int], distinct: int | None = None) -> None:
+    """Writes quadruplets and the teacher's embeddings, as a run holds them.
+
+    Args:
+        place: the run.
+        encoder: the teacher.
+        rows: how many, by split.
+        distinct: how many of a split differ, the rest being copies; all unless given.
+    """
     random = np.random.default_rng(0)
 
     def caption() -> str:
@@ -108,20 +124,33 @@ def _write_rows(place: Folder, encoder: Encoder) -> None:
         Image.fromarray(random.integers(0, 256, (224, 224, 3), np.uint8)).save(sink, "JPEG", quality=80)
         return sink.getvalue()
 
-    for split, count in ROWS.items():
+    for split, total in rows.items():
+        count = min(total, distinct or total)
         sides = {f"{side}_{k}": [make() for _ in range(count)] for side in ("safe", "unsafe") for k, make in
                  (("caption", caption), ("image", picture))}  # fmt: skip
         others = {"concept": ["weapons"] * count, "text_score": [1.0] * count, "image_score": [1.0] * count}
-        rows = {"id": [f"{split}-{n:04d}" for n in range(count)], "split": [split] * count, **others, **sides}
-        table = pa.table({field.name: pa.array(rows[field.name], field.type) for field in QUADRUPLET})
+        columns = {"id": [""] * count, "split": [split] * count, **others, **sides}
+        table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in QUADRUPLET})
+        ids = pa.array([f"{split}-{n:04d}" for n in range(total)])
+
+        def repeat(few: pa.Table, count: int = count, ids: pa.Array = ids) -> pa.Table:
+            return few.take(np.arange(len(ids)) % count).set_column(0, "id", ids)
+
         (place / split).make()
-        (place / split).write_table("rows.parquet", table)
+        (place / split).write_table("rows.parquet", repeat(table))
         (place / "teacher").make()
         for unit in plan_units({split: place / split}):
-            (place / "teacher").write_table(unit.target, embed_rows(encoder, table, split))
+            (place / "teacher").write_table(unit.target, repeat(embed_rows(encoder, table, split)))
 
 
-def _plan(place: Path, dtype: str, key: str) -> Plan:
+def plan_training(place: Path, dtype: str, key: str) -> Plan:
+    """Returns what a worker is told to train on what `write_quadruplets` wrote.
+
+    Args:
+        place: where that and the base encoder lie.
+        dtype: of `train`.
+        key: tells trainings apart.
+    """
     folder = Folder(str(place))
     folders = {split: folder / split for split in SPLITS}
     train = Train(
@@ -131,15 +160,25 @@ def _plan(place: Path, dtype: str, key: str) -> Plan:
     return Plan(train, 0, f"benchmark-{time.time_ns()}-{key}", folders, folder / "teacher", plan_units(folders))
 
 
-class _Reference:
+class Reference:
     """The reference's recipe, with its rows in memory."""
 
-    def __init__(self, encoder: Encoder, place: Path) -> None:
-        self.teacher = to_huggingface(encoder.model).requires_grad_(False)
+    def __init__(self, encoder: Encoder, place: Path, rows: int, device: str = "cpu") -> None:
+        """Makes teacher and student and reads rows.
+
+        Args:
+            encoder: that they start from.
+            place: where `write_quadruplets` wrote.
+            rows: how many are taken.
+            device: where all of it is put.
+        """
+        self.device = device
+        with torch.device(device):
+            self.teacher = to_huggingface(encoder.model).to(device).requires_grad_(False)
         lora = LoraConfig(r=16, lora_alpha=1, lora_dropout=0.1, target_modules=_TARGETS, bias="none")
-        self.student = get_peft_model(to_huggingface(encoder.model), lora).train()
+        self.student = get_peft_model(copy.deepcopy(self.teacher), lora).train()
         self.optimizer = torch.optim.Adam([p for p in self.student.parameters() if p.requires_grad], lr=1e-4)
-        table = Folder(str(place / "train")).read_table("rows.parquet")
+        table = Folder(str(place / "train")).read_table("rows.parquet").slice(0, rows)
         self.tokens, self.pixels = {}, {}
         for side in ("safe", "unsafe"):
             self.tokens[side] = encoder.tokenizer(table[f"{side}_caption"].to_pylist())
@@ -147,22 +186,26 @@ class _Reference:
             pixels = torch.from_numpy(np.stack([encoder.resize_image(image) for image in images]))
             self.pixels[side] = encoder.normalize_pixels(pixels)
 
-    def epoch(self) -> float:
+    def epoch(self, batch: int) -> float:
         """Takes an epoch's steps, and returns samples a second."""
         began = time.monotonic()
-        for start in range(0, ROWS["train"], BATCH):
-            self._step(slice(start, start + BATCH))
-        return ROWS["train"] / (time.monotonic() - began)
+        total = len(self.tokens["safe"])
+        for start in range(0, total, batch):
+            loss = self._step(slice(start, start + batch))
+        loss.item()  # a GPU is done only then
+        return total / (time.monotonic() - began)
 
-    def _step(self, rows: slice) -> None:
+    def _step(self, rows: slice) -> torch.Tensor:
         found = {}
+        tokens = {side: every[rows].to(self.device) for side, every in self.tokens.items()}
+        pixels = {side: every[rows].to(self.device) for side, every in self.pixels.items()}
         for side in ("safe", "unsafe"):
-            found[f"{side}_text"] = _text(self.student, self.tokens[side][rows])
-            found[f"{side}_image"] = _image(self.student, self.pixels[side][rows])
+            found[f"{side}_text"] = _text(self.student, tokens[side])
+            found[f"{side}_image"] = _image(self.student, pixels[side])
         with torch.no_grad():
-            text = _text(self.teacher, self.tokens["safe"][rows])
-            image = _image(self.teacher, self.pixels["safe"][rows])
-        none, labels = text[:0], torch.ones(len(text), dtype=torch.bool)
+            text = _text(self.teacher, tokens["safe"])
+            image = _image(self.teacher, pixels["safe"])
+        none, labels = text[:0], torch.ones(len(text), dtype=torch.bool, device=self.device)
         batch = Embeddings(
             **found, safe_text_ref=text, safe_image_ref=image, unsafe_text_ref=text, unsafe_image_ref=image,
             kept_text=none, kept_image=none, kept_text_ref=none, kept_image_ref=none, text_unsafe=labels,
@@ -170,8 +213,10 @@ class _Reference:
         )  # fmt: skip
         objective = SafeClip()
         self.optimizer.zero_grad()
-        objective.total(objective.losses(batch)).backward()
+        total = objective.total(objective.losses(batch))
+        total.backward()
         self.optimizer.step()
+        return total.detach()
 
 
 def _text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -183,7 +228,7 @@ def _image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _two_workers(place: Path, dtype: str, repeats: int) -> list[float]:
-    plan = _plan(place, dtype, "two")
+    plan = plan_training(place, dtype, "two")
     torch.multiprocessing.spawn(_one_of_two, (plan, str(place), repeats), nprocs=2)
     return json.loads((place / "two.json").read_text())
 

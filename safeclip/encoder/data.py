@@ -104,11 +104,12 @@ class Rows:
         taken = self._take(["id", *columns], rows)
         texts = [text for side in self.sides for text in taken[f"{side}_caption"].to_pylist()]
         images = [
-            decode_image(data, f"row {key}: {side}_image")
+            (data, f"row {key}: {side}_image")
             for side in self.sides
             for key, data in zip(taken["id"].to_pylist(), taken[f"{side}_image"].to_pylist(), strict=True)
         ]
-        pixels = np.stack([self.encoder.resize_image(image) for image in images])
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            pixels = np.stack(list(pool.map(lambda image: self.encoder.resize_image(decode_image(*image)), images)))
         return Batch(self.encoder.tokenizer(texts), torch.from_numpy(pixels))
 
     def references(self, rows: np.ndarray) -> dict[str, torch.Tensor]:

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from safeclip.config import Lora
@@ -146,6 +148,18 @@ def lower_frozen(student: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False  # the autocast casts back what peft would cast to float32
+
+
+def compile_blocks(towers: nn.Module) -> None:
+    """Compiles each block of a student's towers, or the towers as a whole where they have no known blocks.
+
+    All blocks of a tower are one piece of code, so it is compiled once for all of them. The number of items and the
+    length of captions differ from step to step.
+    """
+    torch._dynamo.config.recompile_limit = 32  # per type, tower, with gradients or none, in training or not
+    blocks = [module for module in towers.modules() if isinstance(module, ResidualAttentionBlock | Block)]
+    for block in blocks or [towers]:
+        block.compile(dynamic=True)
 
 
 def clip_of(student: nn.Module) -> Any:

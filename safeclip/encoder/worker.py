@@ -27,12 +27,19 @@ from safeclip.encoder.data import (
     share_of,
     write_rows,
 )
-from safeclip.encoder.model import Encoder, encode_tokens, load_encoder, pool_states, text_states
+from safeclip.encoder.model import Encoder, is_causal, load_encoder, pool_states, text_states, trim_tokens
 from safeclip.encoder.nearest import NearestSafe
 from safeclip.encoder.objectives import Embeddings, Objective, make_objective
 from safeclip.encoder.progress import Progress, best_epochs, epoch_name, memory_gib, read_progress, told
 from safeclip.encoder.states import held_tokens, state_drift
-from safeclip.encoder.student import clip_of, load_trained_state, lower_frozen, make_student, trained_state
+from safeclip.encoder.student import (
+    clip_of,
+    compile_blocks,
+    load_trained_state,
+    lower_frozen,
+    make_student,
+    trained_state,
+)
 from safeclip.encoder.teacher import DRAWN, KEPT, Unit
 from safeclip.encoder.tracker import make_tracker
 from safeclip.encoder.validation import recall_sum, validation_losses
@@ -75,11 +82,13 @@ class TwoTowers(torch.nn.Module):
         """
         clip = clip_of(self.student)
         image = clip.encode_image(self.normalize_pixels(pixels), normalize=True).float()
-        if wanted is None:
-            return torch.stack([encode_tokens(clip, tokens).float(), image], dim=1)
+        if not is_causal(clip):
+            return torch.stack([clip.encode_text(tokens, normalize=True).float(), image], dim=1)
         states = text_states(clip, tokens)
-        drift = state_drift(states.float(), wanted)
         text = pool_states(clip, states, tokens).float()
+        if wanted is None:
+            return torch.stack([text, image], dim=1)
+        drift = state_drift(states.float(), wanted)
         columns = torch.stack([drift, torch.zeros_like(drift)], dim=1).unsqueeze(-1)
         return torch.cat([torch.stack([text, image], dim=1), columns], dim=-1)
 
@@ -141,7 +150,7 @@ class Worker:
             clip_of(self.student).set_grad_checkpointing(True)
         self.towers = TwoTowers(self.student, self.encoder)
         if self.train.compile:
-            self.towers.compile(dynamic=True)  # captions differ in length from step to step
+            compile_blocks(self.towers)
         self.parallel = wrap(self.towers)
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.train.learning_rate, fused=True)
@@ -176,7 +185,20 @@ class Worker:
     def _embed(self, module: Any, batch: Batch) -> torch.Tensor:
         """Returns what the towers make of texts and pictures, see `TwoTowers.forward`."""
         with self._autocast():
-            return module(batch.tokens.to(self.device), batch.pixels.to(self.device), batch.wanted)
+            return module(self._put(batch.tokens), self._put(batch.pixels), batch.wanted)
+
+    def _put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor on the worker's device, without waiting for the device to be done with what it has."""
+        if self.device.startswith("cuda") and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _ready(self, batch: Batch) -> Batch:
+        """Returns a batch in the form that costs least to put on the device and to embed."""
+        tokens, pixels = batch.tokens, batch.pixels
+        if is_causal(clip_of(self.student)) and not self.objective.uses_states:
+            tokens = trim_tokens(tokens)
+        return Batch(tokens, pixels.pin_memory() if self.device.startswith("cuda") else pixels)
 
     def _autocast(self) -> torch.autocast:
         lower = self.train.dtype == "bfloat16"
@@ -218,7 +240,7 @@ class Worker:
         found |= taught or {}
         done = self.progress.epoch * self.batches + self.progress.step
         return Embeddings(
-            **{name: value.to(self.device) for name, value in found.items()},
+            **{name: self._put(value) for name, value in found.items()},
             progress=min(1.0, done / max(1, self.train.epochs * self.batches)),
             nearest=self.nearest[split].of(torch.as_tensor(rows), self.device) if self.nearest else None,
         )
@@ -239,7 +261,7 @@ class Worker:
             parts = [rows.batch(own)]
             if kept and len(pairs):
                 parts.append(kept.batch(pairs))
-            return self._seen(Batch.join(parts), number, own, pairs)
+            return self._ready(self._seen(Batch.join(parts), number, own, pairs))
 
         for (_, quadruplets, pairs), batch in zip(steps, prefetch(load, steps), strict=True):
             yield quadruplets, pairs, batch
@@ -263,16 +285,16 @@ class Worker:
         if not self.objective.uses_states:
             return batch
         assert self.teacher is not None
-        tokens = batch.tokens.to(self.device)
+        tokens = batch.tokens
         safe = torch.cat([tokens[:rows], tokens[:rows], tokens[2 * rows :]])
         tokens, safe, read = held_tokens(tokens, safe)
-        once = torch.cat([safe[:rows], safe[2 * rows :]])
+        once = self._put(torch.cat([safe[:rows], safe[2 * rows :]]))
         with self._autocast():
             parts = [
                 text_states(self.teacher, part).float() for part in once.split(self.train.micro_batch or len(once))
             ]
         states = torch.cat(parts)
-        wanted = torch.cat([states[:rows], states]) * read.unsqueeze(-1)
+        wanted = torch.cat([states[:rows], states]) * self._put(read).unsqueeze(-1)
         return Batch(tokens, batch.pixels, wanted)
 
     @torch.no_grad()
@@ -289,7 +311,7 @@ class Worker:
         """
         if self.teacher is None or self.train.views is None:
             return {}
-        safe = torch.cat([batch.pixels[:rows], batch.pixels[2 * rows :]]).to(self.device)
+        safe = self._put(torch.cat([batch.pixels[:rows], batch.pixels[2 * rows :]]))
         parts = safe.split(self.train.micro_batch or len(safe))
         with self._autocast():
             found = [self.teacher.encode_image(self.encoder.normalize_pixels(part), normalize=True) for part in parts]
@@ -364,7 +386,9 @@ class Worker:
             losses = self._backward_in_parts(parts, step, rows, kept, taught)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_gradient or math.inf)
         self.optimizer.step()
-        return {**losses, "gradient_norm": norm.item()}
+        numbers = {**losses, "gradient_norm": norm}
+        # All at once, at the end: a GPU that is asked for a number runs out of work until it is told what comes next.
+        return dict(zip(numbers, torch.stack([value.detach() for value in numbers.values()]).tolist(), strict=True))
 
     def _seed(self, step: int, part: int) -> None:
         """Dropout is the only chance within a step. Its seed tells workers apart, and survives a resume."""
@@ -372,17 +396,17 @@ class Worker:
 
     def _backward(
         self, own: torch.Tensor, rows: np.ndarray, kept: np.ndarray, taught: dict[str, torch.Tensor]
-    ) -> dict[str, float]:
+    ) -> dict[str, torch.Tensor]:
         """Computes the losses of the whole step and their gradients for the worker's own embeddings (N, 2, d)."""
         gathered = all_rows(own, self.rank, self.workers).unflatten(0, (self.workers, len(own)))
         losses = self.objective.losses(self._whole("train", gathered, rows, kept, taught))
         total = self.objective.total(losses)
         (total * self.workers).backward()  # DDP averages over the workers what is a sum
-        return {"total": total.item(), **{name: loss.item() for name, loss in losses.items()}}
+        return {"total": total, **losses}
 
     def _backward_in_parts(
         self, parts: list[Batch], step: int, rows: np.ndarray, kept: np.ndarray, taught: dict[str, torch.Tensor]
-    ) -> dict[str, float]:
+    ) -> dict[str, torch.Tensor]:
         """Does the same with the activations of one part at a time (GradCache; Gao et al., 2021).
 
         All parts are embedded without activations, the loss gives the gradient of each embedding, and each part is
@@ -414,7 +438,7 @@ class Worker:
         own = share_of(numbers, self.rank, self.workers)
         sides: list[list[torch.Tensor]] = [[], []]
         pieces = np.split(own, range(VALIDATION_BATCH, len(own), VALIDATION_BATCH))
-        for batch in prefetch(rows.batch, pieces):
+        for batch in prefetch(lambda piece: self._ready(rows.batch(piece)), pieces):
             held = self._with_states(batch, len(batch) // 2)
             for side, part in zip(sides, self._embed(self.towers, held).chunk(2), strict=True):
                 side.append(part)

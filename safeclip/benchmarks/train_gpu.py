@@ -1,0 +1,230 @@
+"""The same comparison on a GPU: ViT-L/14, batches of several sizes, and how near to its matrix products a step comes.
+
+The arithmetic of a step is counted by hand, see `arithmetic`: what the mathematics of a step needs, whatever the
+program does. It is set beside the rate at which this GPU multiplies large bfloat16 matrices.
+"""
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safeclip.artifacts import Folder
+from safeclip.benchmarks.side_by_side import compared
+from safeclip.benchmarks.train import TOKENS, Reference, plan_training, random_encoder, write_quadruplets
+from safeclip.config import Lora
+from safeclip.encoder.data import Rows
+from safeclip.encoder.student import compile_blocks
+from safeclip.encoder.worker import Worker
+
+ARCHITECTURE = "ViT-L-14"
+REFERENCE_BATCH = 16
+BATCHES = (32, 64)
+COMPILED = (64, 128, 192)
+LARGE, MICRO = 2048, 128  # a step for its memory, and the texts and pictures of it that pass through a tower at once
+DISTINCT = 64  # quadruplets; the rest are copies
+STEPS = 12
+
+
+class GpuTraining:
+    """The reference's recipe and ours on one GPU, each measured for as long as it is asked."""
+
+    def __init__(self, folder: Path, device: str, architecture: str = ARCHITECTURE, rows: int = LARGE) -> None:
+        """Makes an encoder of random weights and writes quadruplets.
+
+        Args:
+            folder: where they go.
+            device: the GPU.
+            architecture: of the encoder, by open_clip's name.
+            rows: quadruplets, the largest batch at least.
+        """
+        self.folder, self.device, self.rows = folder, device, rows
+        self.encoder = random_encoder(folder / "base", architecture, device)
+        counts = {"train": rows, "validation": 2}
+        write_quadruplets(Folder(str(folder)), self.encoder, counts, DISTINCT)
+        self.worker: Worker | None = None
+
+    def reference(self) -> Callable[[], float]:
+        """Returns what takes two steps of the reference's recipe, and returns samples a second."""
+        recipe = Reference(self.encoder, self.folder, 2 * REFERENCE_BATCH, self.device)
+        return lambda: recipe.epoch(REFERENCE_BATCH)
+
+    def ours(self, batch: int, steps: int = STEPS, micro_batch: int | None = None) -> dict[str, Any]:
+        """Trains an epoch of a few steps as a training does, its loading of data included, and returns its record."""
+        if self.worker is None:
+            self.encoder.model = torch.nn.Identity()  # the worker has its own
+            self.worker = Worker(plan_training(self.folder, "bfloat16", "gpu"), device=self.device)
+            self.table = self.worker.rows["train"].table
+        worker = self.worker
+        steps = min(steps, self.rows // batch)
+        worker.train = worker.train.model_copy(update={"batch": batch, "micro_batch": micro_batch})
+        worker.rows["train"] = Rows(self.table.slice(0, steps * batch), worker.encoder)
+        worker.batches = steps
+        record = worker.run_epoch()
+        assert record is not None
+        return record
+
+    def compile(self) -> None:
+        """Goes on as `train.compile` does."""
+        assert self.worker is not None
+        compile_blocks(self.worker.towers)
+
+    def arithmetic(self) -> dict[str, float]:
+        """Returns the operations of a sample, see the function."""
+        return arithmetic(self.encoder.config["model_cfg"], TOKENS[1], Lora().rank)
+
+
+def compare_training_on_gpu(
+    repeats: int,
+    device: str = "cuda",
+    architecture: str = ARCHITECTURE,
+    batches: tuple[int, ...] = BATCHES,
+    compiled: tuple[int, ...] = COMPILED,
+    large: tuple[int, int] = (LARGE, MICRO),
+    matrix: int = 8192,
+) -> dict[str, Any]:
+    """Measures the reference's recipe, then ours at several batches, then ours with `train.compile` at several.
+
+    Args:
+        repeats: epochs of a few steps that each is measured for, after one that is not counted.
+        device: the GPU.
+        architecture: of the encoder, by open_clip's name.
+        batches: quadruplets a step.
+        compiled: the same, with `train.compile`.
+        large: the batch and the micro-batch of the step whose memory is measured.
+        matrix: width of the matrices that are multiplied for comparison.
+
+    Returns:
+        The layout of every benchmark, for `reference_recipe`, `ours_<batch>` and `ours_compiled_<batch>`; the fastest
+        of ours is `ours`, too. `matrix_share` is the share of the rate of matrix products that its arithmetic comes
+        to, `memory_gib` the most memory allocated in its steps, and `memory_gib_<batch>` that of a large batch.
+    """
+    with tempfile.TemporaryDirectory(prefix="safeclip-benchmark-") as name:
+        rate = matrix_rate(device, matrix)
+        training = GpuTraining(Path(name), device, architecture, max(large[0], *batches, *compiled))
+        recipe = training.reference()
+        recipe()
+        each = {"reference_recipe": [recipe() for _ in range(repeats)]}
+        del recipe
+        gc.collect()
+        waits, memory = {}, {}
+
+        def measure(label: str, batch: int) -> None:
+            forget_peak(device)
+            training.ours(batch, steps=2)
+            records = [training.ours(batch) for _ in range(repeats)]
+            each[label] = [record["samples_per_second"] for record in records]
+            waits[label] = statistics.median(record["data_wait"] for record in records)
+            memory[label] = peak_gib(device)
+
+        for batch in batches:
+            measure(f"ours_{batch}", batch)
+        if compiled:
+            training.compile()
+        for batch in compiled:
+            measure(f"ours_compiled_{batch}", batch)
+        best = max(waits, key=lambda label: statistics.median(each[label]))
+        forget_peak(device)
+        training.ours(large[0], 1, large[1])
+        count = training.arithmetic()
+        speed = statistics.median(each[best]) * sum(count.values()) / 1e12
+        figures = {
+            "matrix_tflops": round(rate / 1e12, 4),
+            "model_tflops": round(speed, 4),
+            "matrix_share": round(speed * 1e12 / rate, 4),
+            "data_wait": round(waits[best], 4),
+            "batch": int(best.rpartition("_")[2]),
+            "memory_gib": memory[best],
+            f"memory_gib_{large[0]}": peak_gib(device),
+        }
+        measured = compared({**each, "ours": each[best]}, "samples/s", [("ours", "reference_recipe")], figures)
+    return {
+        **measured,
+        "compared": {
+            "architecture": architecture,
+            "tokens": TOKENS,
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "ours": best,
+            "micro_batch": large[1],
+        },
+        "arithmetic": {
+            "gflop_per_sample": {part: round(value / 1e9, 4) for part, value in count.items()},
+            "total": round(sum(count.values()) / 1e9, 4),
+        },
+    }
+
+
+def arithmetic(config: dict[str, Any], tokens: int, rank: int) -> dict[str, float]:
+    """Counts a step's operations for a sample, which is two pictures and two texts; a multiply-add is two of them.
+
+    Forward, every product of both towers. Backward, the gradients of what goes into frozen weights, and of the
+    adapters; nothing of frozen weights themselves. Neither the scores of attention that are computed again in the
+    backward pass, nor activations, norms, the optimizer and the loss are counted. The first block of the text tower
+    has nothing to train before it, so no gradient leaves it.
+
+    Args:
+        config: open_clip's `model_cfg`, of a CLIP with a ViT and a causal text tower.
+        tokens: length of the texts.
+        rank: of the adapters.
+    """
+    image, text, width = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
+    patches = (image["image_size"] // image["patch_size"]) ** 2
+    pixels = 3 * image["patch_size"] ** 2
+    w = image["width"]
+    parts = {
+        "patch embedding": 2 * patches * pixels * w,
+        "patch embedding, adapter": 2 * patches * rank * (2 * pixels + 3 * w),
+    }
+    for name, tower, length in (("image", image, patches + 1), ("text", text, tokens)):
+        w, layers = tower["width"], tower["layers"]
+        hidden = int(w * tower.get("mlp_ratio", 4.0))
+        first = 0 if name == "image" else 1  # blocks whose input needs no gradient
+        weights = 4 * w * w + 2 * w * hidden
+        adapters = {"inputs": 4 * w + hidden, "outputs": 4 * w + hidden}  # of key, value, output and both of the MLP
+        parts |= {
+            f"{name}: layers, forward": 2 * length * weights * layers,
+            f"{name}: layers, backward": 2 * length * (weights * layers - 3 * w * w * first),
+            f"{name}: attention, forward": 4 * length**2 * w * layers,
+            f"{name}: attention, backward": 8 * length**2 * w * layers - 2 * length**2 * w * first,
+            f"{name}: adapters, forward": 2 * length * rank * sum(adapters.values()) * layers,
+            f"{name}: adapters, backward": 4 * length * rank * sum(adapters.values()) * layers
+            - 4 * length * rank * w * first,
+            f"{name}: projection": 4 * w * width,
+        }
+    return {part: 2.0 * value for part, value in parts.items()}
+
+
+def matrix_rate(device: str, width: int = 8192, repeats: int = 20) -> float:
+    """Returns the operations a second of a product of two bfloat16 matrices (width, width), the median of several."""
+    a, b = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for _ in range(repeats + 5):
+        wait_for(device)
+        began = time.perf_counter()
+        a @ b
+        wait_for(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * width**3 / statistics.median(seconds[5:])
+
+
+def wait_for(device: str) -> None:
+    """Waits until a device is done with what it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def forget_peak(device: str) -> None:
+    """Gives memory that nothing uses back, and begins to watch for its peak."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: str) -> float:
+    """Returns the most memory that was allocated on a GPU since `forget_peak`, GiB; 0 of a CPU."""
+    return round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if device.startswith("cuda") else 0.0

@@ -1,0 +1,49 @@
+"""The comparison of training on a GPU: its count of the arithmetic, and its course, on a tiny encoder."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from safeclip.benchmarks.train_gpu import arithmetic, compare_training_on_gpu
+from safeclip.config import Lora
+from safeclip.encoder.student import make_student
+from safeclip.encoder.worker import TwoTowers
+
+TINY = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 224, "layers": 2, "width": 48, "head_width": 16, "patch_size": 56},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3},
+}
+
+
+class Plain:
+    """Leaves pixels as they are but for their type."""
+
+    def normalize_pixels(self, pixels):
+        return pixels.float()
+
+
+def test_the_count_is_what_torch_counts():
+    torch.manual_seed(0)
+    student = make_student(open_clip.CLIP(**TINY), Lora(rank=4, dropout=0.1))
+    towers = TwoTowers(student, Plain()).train()
+    tokens = torch.randint(1, 1000, (6, 11))
+    pixels = torch.zeros(6, 3, 224, 224, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+        towers(tokens, pixels).sum().backward()
+    assert counter.get_total_flops() == pytest.approx(6 / 2 * sum(arithmetic(TINY, 11, 4).values()), rel=1e-9)
+
+
+def test_every_candidate_is_measured(tmp_path):
+    (tmp_path / "tiny-for-tests.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(tmp_path)
+    found = compare_training_on_gpu(1, "cpu", "tiny-for-tests", (2, 4), (), (8, 3), 64)
+    json.dumps(found)
+    assert set(found["candidates"]) == {"reference_recipe", "ours", "ours_2", "ours_4"}
+    figures = found["figures"]
+    assert figures["batch"] in (2, 4)
+    share = found["candidates"]["ours"]["median"] * found["arithmetic"]["total"] / figures["matrix_tflops"] / 1e3
+    assert figures["matrix_share"] == pytest.approx(share, rel=0.05)
