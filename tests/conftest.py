@@ -5,9 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-# Before anything imports ray: a local Ray would ask for tokens, and its workers would take all cores each.
+# Before anything imports ray: a local Ray would ask for tokens, and its workers would take all cores each. The other
+# two are what jobs/command.py sets for trainings.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 @pytest.fixture(scope="session")
