@@ -19,12 +19,17 @@ from safeclip.errors import UserError
 _ALWAYS = {
     "OMP_NUM_THREADS": "1",  # an actor reserves one CPU, and last digits depend on the number of threads
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # workers import for long on a busy machine
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint waits until the one before has been seen
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",  # takes lines that differ in their numbers, such as those of training steps, for the same
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's default from its next release on; else it warns
 }
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: use 127.0.0.1, not the network's address
-_LOCAL = {**_LOOPBACK, "RAY_AUTH_MODE": "disabled"}  # for a Ray started here: nothing beyond this machine reaches it
+_LOCAL = {  # for a Ray started here
+    **_LOOPBACK,
+    "RAY_AUTH_MODE": "disabled",  # nothing beyond this machine reaches it
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away; a process less for each training
+}
 _QUIET = {"RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal", "VLLM_LOGGING_LEVEL": "ERROR"}
 _CONNECT_SECONDS = 5.0
 _debug = False

@@ -11,11 +11,9 @@ import sys
 import time
 
 from jobs.command import config_of, parser, ray_session, run_main
-from jobs.evaluate import evaluate_run
 from jobs.generate import generate
 from jobs.train_toxifier import train as train_toxifier
 from safeclip.artifacts import open_run
-from safeclip.encoder.train import train_encoder
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,6 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
         if config.generate.toxify.adapter == "run":
             train_toxifier(config, run)
         generate(config, run)
+        # Not before: they import for seconds, and a config that the run refuses need not wait for that.
+        from jobs.evaluate import evaluate_run
+        from safeclip.encoder.train import train_encoder
+
         train_encoder(config, run)
         evaluate_run(config, run)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)

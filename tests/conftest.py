@@ -5,9 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-# Before anything imports ray: a local Ray would ask for tokens, and its workers would take all cores each.
+# Before anything imports ray: a local Ray would ask for tokens, and its workers would take all cores each. The other
+# two are what jobs/command.py sets for trainings.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 @pytest.fixture(scope="session")
@@ -33,5 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "tests/toxifier/test_train",
         "tests/jobs/test_train",
         "tests/encoder/test_train",
+        "tests/jobs/test_command",
+        "tests/generation/test_toxify",
+        "tests/evaluation/test_evaluate",
+        "tests/encoder/test_elastic",
+        "tests/benchmarks/test_objectives",
+        "tests/cluster/test_local",
+        "tests/world/test_language_model",
     )
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if item.nodeid.startswith(name)), 99))

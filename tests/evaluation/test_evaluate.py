@@ -8,7 +8,7 @@ from PIL import Image
 from jobs.command import run_main
 from jobs.evaluate import main
 from safeclip.artifacts import Folder
-from safeclip.config import load_config, save_config
+from safeclip.config import Resources, load_config, save_config
 from safeclip.encoder.model import load_encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import embed_sets
@@ -130,6 +130,7 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
         "zero_shot": {"pets": str(tmp_path / "pets"), "gone": str(tmp_path / "gone")},
         "text_to_image": load_config(sets=DRAWN).evaluate.text_to_image,
         "image_to_text": load_config(sets=DESCRIBED).evaluate.image_to_text,
+        "resources": Resources(actors=1),
     }
     bare = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
     evaluate(bare, copy)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -32,8 +33,8 @@ def tiny(tmp_path_factory):
 
 def config_for(tiny, *sets):
     settings = [
-        f"generate.toxify.model={tiny}", "toxifier.count=40", "toxifier.dtype=float32", "toxifier.sft.epochs=3",
-        "toxifier.dpo.epochs=3", "toxifier.sft.learning_rate=0.01", "toxifier.dpo.learning_rate=0.01",
+        f"generate.toxify.model={tiny}", "toxifier.count=40", "toxifier.dtype=float32", "toxifier.sft.epochs=2",
+        "toxifier.dpo.epochs=2", "toxifier.sft.learning_rate=0.01", "toxifier.dpo.learning_rate=0.01",
     ]  # fmt: skip
     return load_config(sets=[*settings, *sets])
 
@@ -115,7 +116,7 @@ def undisturbed(ray_cluster, tiny, tmp_path_factory):
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_the_loss_falls_and_the_best_adapter_is_kept(undisturbed, method):
     folder, manifest = undisturbed(method)
-    assert (manifest["steps"], len(manifest["loss"]), len(manifest["validation_loss"])) == (12, 12, 3)
+    assert (manifest["steps"], len(manifest["loss"]), len(manifest["validation_loss"])) == (8, 8, 2)
     assert min(manifest["validation_loss"]) < manifest["loss"][0]
     assert load_file(folder.path("adapter_model.safetensors"))
     assert not [p for p in Path(folder.path()).iterdir() if p.name.startswith("training-")]
@@ -133,11 +134,10 @@ def test_two_workers_train_as_one_does_in_small_batches_whose_gradients_add_up(u
 
 
 DRIVER = """
-import os, pickle, sys
-os.environ["RAY_AUTH_MODE"] = "disabled"
+import pickle, sys
 import ray
 from safeclip.toxifier.train import train_step
-ray.init(num_cpus=3, object_store_memory=100 * 2**20, include_dashboard=False, logging_level="error")
+ray.init(address=sys.argv[2], logging_level="error")
 train_step(*pickle.load(open(sys.argv[1], "rb")))
 """
 
@@ -152,14 +152,15 @@ def test_a_killed_driver_started_again_ends_where_the_undisturbed_one_does(undis
     folder = Folder(str(tmp_path / "sft"))
     work = (config, folder, None, *rows_for(config, "sft"))
     (tmp_path / "work.pickle").write_bytes(pickle.dumps(work))
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "work.pickle")], cwd=ROOT)
+    words = [str(tmp_path / "work.pickle"), ray.get_runtime_context().gcs_address]
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *words], cwd=ROOT)
     wait_for_file(tmp_path / "sft", CHECKPOINT, lambda: driver.poll() is None)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert read_manifest(folder) is None, "it was complete before it was killed"
     resumed = train_step(*work)
     assert resumed["validation_loss"] == pytest.approx(manifest["validation_loss"], rel=0.01)
-    assert len(resumed["validation_loss"]) == 3
+    assert len(resumed["validation_loss"]) == 2
 
 
 @pytest.mark.timeout(400)
@@ -173,7 +174,7 @@ def test_a_killed_worker_is_replaced_and_training_ends_where_the_undisturbed_one
         worker.kill()
         resumed = training.result()
     assert resumed["validation_loss"] == pytest.approx(manifest["validation_loss"], rel=0.01)
-    assert len(resumed["validation_loss"]) == 3
+    assert len(resumed["validation_loss"]) == 2
 
 
 @pytest.mark.parametrize(
