@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.command import config_of, parser, ray_session, run_main
-from safeclip.artifacts import Folder, open_run, read_manifest, versions
+from jobs.command import config_of, parser, ray_session, run_folder, run_main
+from safeclip.artifacts import Folder, read_manifest, versions
 from safeclip.config import Config
 from safeclip.errors import UserError
 
@@ -76,11 +76,11 @@ def _evaluate(options: Any) -> dict[str, Any]:
 def _objectives(config: Config, options: Any) -> dict[str, Any]:
     from safeclip.benchmarks.objectives import ALL, compare_objectives, table
 
-    run = open_run(config, options.replace)
-    if read_manifest(run / "quadruplets") is None:
-        raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
-    with ray_session(config):
-        measured = compare_objectives(config, run, options.objectives or ALL, options.seeds)
+    with run_folder(config, options.replace) as run:
+        if read_manifest(run / "quadruplets") is None:
+            raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
+        with ray_session(config):
+            measured = compare_objectives(config, run, options.objectives or ALL, options.seeds)
     print(table(measured))
     return {**measured, "train": config.train.model_dump(mode="json")}
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from safeclip.artifacts import Folder, holds_more_than_config, open_run
 from safeclip.config import Config, load_config
 from safeclip.errors import UserError
 
@@ -64,6 +65,22 @@ def _address(config: Config) -> str | None:
     """Returns the address of the cluster to join, None where Ray is to be started on this machine."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     return None if address == "local" else address or None
+
+
+@contextlib.contextmanager
+def run_folder(config: Config, replace: bool = False) -> Iterator[Folder]:
+    """Opens the run's folder for the while; a new one in which nothing was made is removed at the end.
+
+    Raises:
+        UserError: as `open_run` does.
+    """
+    is_new = not (Folder(config.storage) / config.run).exists()
+    run = open_run(config, replace)
+    try:
+        yield run
+    finally:
+        if is_new and not holds_more_than_config(run):
+            run.remove()
 
 
 @contextlib.contextmanager

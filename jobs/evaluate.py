@@ -14,8 +14,8 @@ embeddings/, by hashes of encoder and rows, and may be deleted. Settings: ray_co
 import json
 import sys
 
-from jobs.command import config_of, parser, ray_session, run_main
-from safeclip.artifacts import Folder, open_run
+from jobs.command import config_of, parser, ray_session, run_folder, run_main
+from safeclip.artifacts import Folder
 from safeclip.config import Config
 from safeclip.evaluation.encoders import Comparison, choose_comparison, default_comparison
 
@@ -46,10 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = words.parse_args(arguments)
     config = config_of(options)
-    run = open_run(config, options.replace)
-    comparison = choose_comparison(config, run, options.encoders) if options.encoders else None
-    with ray_session(config):
-        evaluate_run(config, run, comparison)
+    with run_folder(config, options.replace) as run:
+        comparison = choose_comparison(config, run, options.encoders) if options.encoders else None
+        with ray_session(config):
+            evaluate_run(config, run, comparison)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ The same command goes on where a run was cut off. Settings: ray_config.yaml, cap
 
 import sys
 
-from jobs.command import config_of, parser, ray_session, run_main
-from safeclip.artifacts import Folder, open_run
+from jobs.command import config_of, parser, ray_session, run_folder, run_main
+from safeclip.artifacts import Folder
 from safeclip.config import Config
 from safeclip.generation.captions import make_captions
 from safeclip.generation.illustrate import make_unsafe_images
@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         removed = purge(Folder(config.storage) / config.run)
         print(f"removed: {', '.join(removed) or 'nothing, there were no unsafe pictures'}")
         return
-    run = open_run(config, options.replace)
-    with ray_session(config):
+    with run_folder(config, options.replace) as run, ray_session(config):
         generate(config, run)
 
 

@@ -10,10 +10,9 @@ A stage that is complete is skipped; one that was cut off goes on where it was.
 import sys
 import time
 
-from jobs.command import config_of, parser, ray_session, run_main
+from jobs.command import config_of, parser, ray_session, run_folder, run_main
 from jobs.generate import generate
 from jobs.train_toxifier import train as train_toxifier
-from safeclip.artifacts import open_run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,8 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__).parse_args(arguments)
     config = config_of(options)
     began = time.monotonic()
-    run = open_run(config, options.replace)
-    with ray_session(config):
+    with run_folder(config, options.replace) as run, ray_session(config):
         if config.generate.toxify.adapter == "run":
             train_toxifier(config, run)
         generate(config, run)

@@ -12,8 +12,8 @@ run was cut off. Settings: ray_config.yaml, train.
 
 import sys
 
-from jobs.command import config_of, parser, ray_session, run_main
-from safeclip.artifacts import Folder, open_run
+from jobs.command import config_of, parser, ray_session, run_folder, run_main
+from safeclip.artifacts import Folder
 from safeclip.encoder.publish import export_checkpoint
 from safeclip.encoder.train import train_encoder
 from safeclip.errors import UserError
@@ -32,8 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         export_checkpoint(config, Folder(options.export), Folder(options.to))
         print(f"exported to {options.to}")
         return
-    run = open_run(config, options.replace)
-    with ray_session(config):
+    with run_folder(config, options.replace) as run, ray_session(config):
         manifest = train_encoder(config, run)
     done = manifest["train"]
     print(

@@ -11,8 +11,8 @@ was cut off. Settings: ray_config.yaml, toxifier.
 
 import sys
 
-from jobs.command import config_of, parser, ray_session, run_main
-from safeclip.artifacts import Folder, open_run
+from jobs.command import config_of, parser, ray_session, run_folder, run_main
+from safeclip.artifacts import Folder
 from safeclip.config import Config
 
 
@@ -31,8 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("--evaluate", action="store_true", help="measure it against the prompted and the SFT model")
     options = words.parse_args(arguments)
     config = config_of(options)
-    run = open_run(config, options.replace)
-    with ray_session(config):
+    with run_folder(config, options.replace) as run, ray_session(config):
         train(config, run)
         if options.evaluate:
             from safeclip.toxifier.evaluate import evaluate_toxifier, table

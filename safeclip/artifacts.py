@@ -208,12 +208,16 @@ def open_run(config: Config, replace: bool = False) -> Folder:
         UserError: the folder was made with other settings, or cannot be written to.
     """
     folder = Folder(config.storage) / config.run
-    # A run that failed before it made anything, by a wrong setting say, holds no one to its settings.
-    if not replace and folder.exists("config.yaml") and len(folder.fs.ls(folder.path(), detail=False)) > 1:
+    if not replace and folder.exists("config.yaml") and holds_more_than_config(folder):
         raise_if_other(config, saved_config(folder))
     folder.make()
     folder.write("config.yaml", save_config(config).encode())
     return folder
+
+
+def holds_more_than_config(run: Folder) -> bool:
+    """Whether anything was made in a run's folder; a run that failed before that holds no one to its settings."""
+    return len(run.fs.ls(run.path(), detail=False, refresh=True)) > 1
 
 
 def saved_config(run: Folder) -> Config:

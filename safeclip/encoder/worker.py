@@ -171,12 +171,16 @@ class Worker:
         self.batches = len(self.rows["train"]) // self.train.batch
         """Steps in an epoch."""
         self.progress = Progress()
-        self.best = trained_state(self.student)
-        self.kept: dict[int, dict[str, torch.Tensor]] = {}
-        """Weights of the best epochs, by epoch; `best` is one of them as soon as there is one."""
+        self.kept = {0: trained_state(self.student)}
+        """Weights of the best epochs, by epoch; of none (0) as long as there is no best one."""
         self.earlier: list[dict[str, torch.Tensor]] = []
         """Weights at the end of the epochs before, as many as are averaged with the present one's."""
         self.tracker = make_tracker(self.train.tracker, plan.logs, plan.key) if rank == 0 and plan.logs else None
+
+    @property
+    def best(self) -> dict[str, torch.Tensor]:
+        """The weights that are exported."""
+        return self.kept[self.progress.best_epoch]
 
     def _find_nearest(self) -> dict[str, NearestSafe]:
         references = {s: self.rows[s].references(np.arange(len(self.rows[s]))) for s in ("train", "validation")}
@@ -468,11 +472,9 @@ class Worker:
         load_trained_state(self.student, own)
         self.earlier = recent[max(0, len(recent) - self.train.average + 1) :]
         best = self.progress.note(record, self.train.select)
-        if best:
-            self.best = averaged
         self.kept[record["epoch"]] = averaged
         stay = best_epochs(self.progress.history, self.train.select, self.train.keep_best)
-        self.kept = {epoch: self.kept[epoch] for epoch in stay}
+        self.kept = {epoch: self.kept[epoch] for epoch in stay or [0]}
         if self.tracker:
             found = {"validation": record["validation"], "recall_sum": record["recall_sum"]}
             self.tracker.note(self.progress.epoch * self.batches, found)
@@ -488,10 +490,9 @@ class Worker:
     def save(self, folder: Path) -> None:
         """Writes a checkpoint: the trained weights, the optimizer and the progress; nothing of what is frozen."""
         save_file(trained_state(self.student), folder / "trained.safetensors")
-        save_file(self.best, folder / "best.safetensors")
         for epoch, state in self.kept.items():
-            if epoch != self.progress.best_epoch:
-                save_file(state, folder / f"{epoch_name(epoch)}.safetensors")
+            name = "best" if epoch == self.progress.best_epoch else epoch_name(epoch)
+            save_file(state, folder / f"{name}.safetensors")
         for number, state in enumerate(self.earlier):
             save_file(state, folder / f"earlier-{number}.safetensors")
         moments = {
@@ -506,10 +507,8 @@ class Worker:
         """Goes on from a checkpoint."""
         load_trained_state(self.student, load_file(folder / "trained.safetensors"))
         self.progress = read_progress(folder)
-        self.best = load_file(folder / "best.safetensors")
         self.kept = {_number(path): load_file(path) for path in folder.glob("epoch-*.safetensors")}
-        if self.progress.best_epoch:
-            self.kept[self.progress.best_epoch] = self.best
+        self.kept[self.progress.best_epoch] = load_file(folder / "best.safetensors")
         self.earlier = [load_file(path) for path in sorted(folder.glob("earlier-*.safetensors"), key=_number)]
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in load_file(folder / "optimizer.safetensors", device=self.device).items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from safeclip.evaluation.retrieval import TASKS, UNSAFE_TASKS
-from safeclip.evaluation.wording import number, place, points, signed, span, spoken
+from safeclip.evaluation.wording import number, place, points, share, signed, span, spoken
 
 TITLES = {"base": "Before", "safe": "After"}
 TASK_TITLES = {
@@ -81,7 +81,7 @@ class Measure:
             {"value": "–", "bounds": "not measured", "change": None}
             if value is None
             else {
-                "value": f"{span([value])}%" if self.kind == "share" else self._plain([value]),
+                "value": share(value) if self.kind == "share" else self._plain([value]),
                 "bounds": span(bounds) if self.kind == "share" else self._plain(bounds),
                 "change": change,
             }

@@ -13,15 +13,14 @@ ENCODER_COLOURS = ("#64748b", "#4338ca", "#b45309", "#0e7490", "#be185d", "#4d7c
 # Of the sides of quadruplets: dots are texts, squares are pictures. The colours differ in lightness, too.
 MAP_COLOURS = {"safe_text": "#22c55e", "safe_image": "#22c55e", "unsafe_text": "#991b1b", "unsafe_image": "#991b1b"}
 _MAP_SIZE, _MAP_MARGIN, _DOT = 1000, 24, 15
-_DIRECTIONS = (("text queries", "o", TASKS[0], TASKS[2]), ("picture queries", "s", TASKS[1], TASKS[3]))
+_DIRECTIONS = (("o", TASKS[0], TASKS[2]), ("s", TASKS[1], TASKS[3]))  # dots are text queries, squares picture queries
 
 
-def trade_off(encoders: dict[str, dict[str, Any]], titles: dict[str, str]) -> str:
+def trade_off(encoders: dict[str, dict[str, Any]]) -> str:
     """Draws safety against retained ability, with 95% intervals and an arrow from the first encoder to each other.
 
     Args:
         encoders: the figures of the four tasks for each encoder, as metrics.json holds them.
-        titles: of the encoders, by label.
 
     Returns:
         An `<svg>` element, without a size of its own.
@@ -29,22 +28,19 @@ def trade_off(encoders: dict[str, dict[str, Any]], titles: dict[str, str]) -> st
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": "safeclip", "font.family": "sans-serif", "font.size": 11}
+    style = {"svg.fonttype": "none", "svg.hashsalt": "safeclip", "font.family": "sans-serif", "font.size": 12.5}
     with rc_context(style):
-        figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+        figure = Figure(figsize=(5.2, 4), layout="constrained")
         axes = figure.add_subplot()
-        for name, marker, kept, harmful in _DIRECTIONS:
+        for marker, kept, harmful in _DIRECTIONS:
             points = [_point(figures, kept, harmful) for figures in encoders.values()]
             for other in points[1:]:
                 arrow = {"arrowstyle": "->", "color": "#94a3b8", "shrinkA": 7, "shrinkB": 7, "linewidth": 1.4}
                 axes.annotate("", other[:2], points[0][:2], arrowprops=arrow, zorder=1)
-            for (x, y, x_bounds, y_bounds), label, colour in zip(
-                points, encoders, itertools.cycle(ENCODER_COLOURS), strict=False
-            ):
+            for (x, y, x_bounds, y_bounds), colour in zip(points, itertools.cycle(ENCODER_COLOURS), strict=False):
                 axes.errorbar(
                     x, y, [[y - y_bounds[0]], [y_bounds[1] - y]], [[x - x_bounds[0]], [x_bounds[1] - x]],
-                    marker=marker, markersize=8, color=colour, elinewidth=1.2, label=f"{titles[label]}, {name}",
-                    linestyle="", zorder=2,
+                    marker=marker, markersize=8, color=colour, elinewidth=1.2, linestyle="", zorder=2,
                 )  # fmt: skip
         axes.set(xlim=(-3, 103), ylim=(-3, 103))
         axes.set_xlabel("R@1 of safe queries, %   (right: abler)")
@@ -52,7 +48,6 @@ def trade_off(encoders: dict[str, dict[str, Any]], titles: dict[str, str]) -> st
         axes.grid(color="#e2e8f0", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9.5, handletextpad=0.1)
         sink = io.StringIO()
         figure.savefig(sink, format="svg", metadata={"Date": None}, transparent=True)
     return _inline(sink.getvalue())

@@ -15,7 +15,6 @@ from safeclip.evaluation.measures import (
     TITLES,
     described_measures,
     drawn_measures,
-    headline_measures,
     overview_measures,
     retrieval_measures,
     titles_of,
@@ -25,7 +24,7 @@ from safeclip.evaluation.pictures import data_uri, summary_strip, thumbnail
 from safeclip.evaluation.plots import ENCODER_COLOURS, MAP_COLOURS, scatter, trade_off
 from safeclip.evaluation.projection import EmbeddingMap
 from safeclip.evaluation.retrieval import TASKS, UNSAFE_TASKS
-from safeclip.evaluation.summary import summary_paragraphs
+from safeclip.evaluation.summary import headlines, summary_sentences
 from safeclip.evaluation.text_to_image import Strip
 from safeclip.evaluation.wording import duration, percent, points, span
 
@@ -91,14 +90,14 @@ def _view(metrics: dict[str, Any], shown: Shown, blurred: bool) -> dict[str, Any
         "titles": titles,
         "own": list(titles) == list(TITLES),
         "colours": dict(zip(encoders, itertools.cycle(ENCODER_COLOURS), strict=False)),
-        "paragraphs": summary_paragraphs(encoders),
-        "headline": headline_measures(encoders, main),
+        "headlines": headlines(encoders, main),
+        "sentences": summary_sentences(encoders, main),
         "tasks": {t: {"title": TASK_TITLES[t], "measures": retrieval_measures(metrics, main, t)} for t in TASKS},
         "set_sizes": {name: next(iter(encoders.values()))[name][TASKS[0]]["n"] for name in metrics["sets"]},
         "others": {name: overview_measures(metrics, name) for name in metrics["sets"] if name != main},
         "zero_shot": zero_shot_measures(metrics),
         "concepts": {task: _by_concept({k: e[main][task] for k, e in encoders.items()}) for task in UNSAFE_TASKS},
-        "trade_off": Markup(trade_off({k: e[main] for k, e in encoders.items()}, titles)),
+        "trade_off": Markup(trade_off({k: e[main] for k, e in encoders.items()})),
         "maps": _maps(shown.embedding_map, titles),
         "map_colours": MAP_COLOURS,
         "drawn": _drawn(metrics, shown.strips),
@@ -177,6 +176,7 @@ def _described(metrics: dict[str, Any], strips: list[image_to_text.Strip]) -> di
     return {
         **metrics["image_to_text"],
         "measures": measures,
+        "exact": "safe_caption_accuracy" in {m.key for m in measures},
         "counts": {key: max(f.get(key, 0) for f in figures.values()) for key in ("n", "n_safe")},
         "concepts": _by_concept(figures),
         "strips": [(strip, Item(strip.picture, strip.unsafe, strip.caption)) for strip in strips],

@@ -1,6 +1,7 @@
-"""What a report says first: what became safe and what it cost, in sentences, and as a table for a terminal."""
+"""What a report says first: what became safe and what it cost, as headlines, in sentences, and for a terminal."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from safeclip.evaluation.measures import (
     TASK_TITLES,
@@ -12,81 +13,114 @@ from safeclip.evaluation.measures import (
     titles_of,
 )
 from safeclip.evaluation.retrieval import TASKS
-from safeclip.evaluation.wording import percent
+from safeclip.evaluation.wording import share
 
-# Of the terminal's table: which figures of retrieval are left out, and what those within other models are called.
-_LEFT_OUT = ("r@5", "r@20", "median_rank")
-_DRAWN = {
-    "unsafe_rate": ("Pictures drawn of unsafe prompts", "unsafe"),
-    "safe_prompt_accuracy": ("Pictures drawn of safe prompts", "right"),
-}
-_DESCRIBED = {
-    "unsafe_rate": ("Captions of unsafe pictures", "unsafe"),
-    "safe_caption_accuracy": ("Captions of safe pictures", "right"),
-}
+_LEFT_OUT = ("r@5", "r@20", "median_rank")  # of retrieval, in the terminal's table
 
 
-def summary_paragraphs(encoders: dict[str, Any], name: str = "retrieval") -> list[list[str]]:
+class _Within(NamedTuple):
+    """A figure of what other models make with an encoder, and how it is told."""
+
+    part: str
+    key: str
+    what: str
+    does: str
+    word: str
+    aim: str
+
+
+_LOWER, _HIGHER = "lower is safer", "higher is better"
+_WITHIN = (
+    _Within("text_to_image", "unsafe_rate", "Pictures drawn of unsafe prompts", "are unsafe", "unsafe", _LOWER),
+    _Within(
+        "text_to_image", "safe_prompt_accuracy", "Pictures drawn of safe prompts", "show what was asked for", "right",
+        _HIGHER,
+    ),
+    _Within("image_to_text", "unsafe_rate", "Captions of unsafe pictures", "say something unsafe", "unsafe", _LOWER),
+    _Within(
+        "image_to_text", "safe_caption_accuracy", "Captions of safe pictures", "say exactly what is shown", "right",
+        _HIGHER,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the figures that tell most."""
+
+    title: str
+    aim: str
+    """Which way is better."""
+    values: list[str]
+    """Of each encoder; a dash where it could not be measured."""
+
+
+def headlines(encoders: dict[str, Any], name: str = "retrieval") -> dict[str, list[Headline]]:
+    """Returns the figures that tell most, those of safety and those of ability.
+
+    Args:
+        encoders: the figures of each, as metrics.json holds them.
+        name: the set that is told of.
+    """
+    told = {key: [share(v) for v in values] for key, values in headline_measures(encoders, name).items()}
+    found = {
+        "Safety": [
+            Headline("Unsafe searches whose first result is unsafe", _LOWER, told["harmful"]),
+            Headline("Unsafe searches with the safe counterpart in the first ten", _HIGHER, told["redirected"]),
+        ],
+        "Ability": [Headline("Safe searches that find their exact pair first", _HIGHER, told["kept"])],
+    }
+    for each in _WITHIN:
+        values = [e.get(each.part, {}).get(each.key) for e in encoders.values()]
+        if any(v is not None for v in values):
+            shown = ["–" if v is None else share(v) for v in values]
+            group = "Safety" if each.aim == _LOWER else "Ability"
+            found[group].append(Headline(f"{each.what} that {each.does}", each.aim, shown))
+    return found
+
+
+def summary_sentences(encoders: dict[str, Any], name: str = "retrieval") -> list[str]:
     """Returns what became safe and what it cost: the sentences about each encoder after the first.
 
     Args:
         encoders: the figures of each, as metrics.json holds them; of a single one, what it does.
         name: the set that is told of.
     """
-    told = headline_measures(encoders, name)
+    told = {key: [share(v) for v in values] for key, values in headline_measures(encoders, name).items()}
     first, *others = encoders
     own = list(encoders) == ["base", "safe"]
     was = "the original encoder" if own else first
     if not others:
         return [
-            [
-                f"Of unsafe searches, {percent(told['harmful'][0])} bring up something unsafe first with {first}; "
-                f"safe searches find their exact pair first in {percent(told['kept'][0])} of cases.",
-                *_drawn_alone(encoders[first].get("text_to_image", {}), first),
-            ]
+            f"Of unsafe searches, {told['harmful'][0]} bring up something unsafe first with {first}; "
+            f"safe searches find their exact pair first in {told['kept'][0]} of cases.",
+            *_within({first: encoders[first]}),
         ]
-    paragraphs = []
+    said = []
     for index, label in enumerate(others, 1):
         harmful, redirected, kept = ((told[k][0], told[k][index]) for k in ("harmful", "redirected", "kept"))
         now = "the safe encoder" if own else label
         before = "" if own else f" with {first}"
-        drawn_before, drawn_after = (encoders[k].get("text_to_image", {}) for k in (first, label))
-        paragraphs.append(
-            [
-                f"Of unsafe searches, {percent(harmful[0])} brought up something unsafe first{before}; with {now} it "
-                f"is {percent(harmful[1])}, and the safe counterpart is among the first ten in "
-                f"{percent(redirected[1])} instead of {percent(redirected[0])}.",
-                *_drawn_of_both(drawn_before, drawn_after, was, now),
-                f"The cost: safe searches find their exact pair first in {percent(kept[1])} of cases, where {was} "
-                f"does in {percent(kept[0])}.",
-            ]
-        )
-    return paragraphs
+        said += [
+            f"Of unsafe searches, {harmful[0]} brought up something unsafe first{before}; with {now} it is "
+            f"{harmful[1]}, and the safe counterpart is among the first ten in {redirected[1]} instead of "
+            f"{redirected[0]}.",
+            *_within({was: encoders[first], now: encoders[label]}),
+            f"The cost: safe searches find their exact pair first in {kept[1]} of cases, where {was} does in "
+            f"{kept[0]}.",
+        ]
+    return said
 
 
-def _drawn_alone(figures: dict[str, Any], name: str) -> list[str]:
-    if "unsafe_rate" not in figures:
-        return []
-    return [f"Of pictures drawn of unsafe prompts with {name}, {percent(figures['unsafe_rate'])} are unsafe."]
-
-
-def _drawn_of_both(before: dict[str, Any], after: dict[str, Any], was: str, now: str) -> list[str]:
-    said = []
-    if "unsafe_rate" in before and "unsafe_rate" in after:
-        unsafe = [percent(figures["unsafe_rate"]) for figures in (before, after)]
-        said.append(
-            f"of pictures drawn of unsafe prompts, {unsafe[0]} are unsafe with {was} and {unsafe[1]} with {now}"
-        )
-    if "safe_prompt_accuracy" in before and "safe_prompt_accuracy" in after:
-        right = [percent(figures["safe_prompt_accuracy"]) for figures in (before, after)]
-        said.append(f"of those of safe prompts, {right[1]} show what was asked for instead of {right[0]}")
-    text = "; ".join(said)
-    return [f"{text[0].upper()}{text[1:]}."] if text else []
-
-
-def summary_sentences(encoders: dict[str, Any], name: str = "retrieval") -> list[str]:
-    """Returns the sentences of `summary_paragraphs`, one after the other."""
-    return [sentence for paragraph in summary_paragraphs(encoders, name) for sentence in paragraph]
+def _within(encoders: dict[str, Any]) -> list[str]:
+    """Returns a sentence on pictures and one on captions, as far as each of the encoders, by name, was measured."""
+    clauses: dict[str, list[str]] = {}
+    for each in _WITHIN:
+        found = {who: e.get(each.part, {}).get(each.key) for who, e in encoders.items()}
+        if None not in found.values():
+            shares = " and ".join(f"{share(value)} with {who}" for who, value in found.items())
+            clauses.setdefault(each.part, []).append(f"of {each.what.lower()}, {shares} {each.does}")
+    return [f"O{'; '.join(found)[1:]}." for found in clauses.values()]
 
 
 def plain_table(metrics: dict[str, Any], name: str = "retrieval", columns: int = 4) -> str:
@@ -98,8 +132,8 @@ def plain_table(metrics: dict[str, Any], name: str = "retrieval", columns: int =
         for measure in retrieval_measures(metrics, name, task)
         if measure.key not in _LEFT_OUT
     ]
-    for names, measures in ((_DRAWN, drawn_measures(metrics)), (_DESCRIBED, described_measures(metrics))):
-        rows += [(*names[measure.key], measure) for measure in measures if measure.key in names]
+    within = {"text_to_image": drawn_measures(metrics), "image_to_text": described_measures(metrics)}
+    rows += [(e.what, e.word, m) for e in _WITHIN for m in within[e.part] if m.key == e.key]
     tables = []
     for start in range(0, len(titles), columns):
         some = slice(start, start + columns)

@@ -1,15 +1,20 @@
 """How a report writes its figures."""
 
 
-def percent(share: float) -> str:
-    """Returns a share as a percentage, with a decimal where it would hide something otherwise."""
-    value = 100 * share
+def percent(part: float) -> str:
+    """Returns a share of few as a percentage, with a decimal where it would hide something otherwise."""
+    value = 100 * part
     return f"{value:.1f}%" if 0 < value < 10 or 99 < value < 100 else f"{value:.0f}%"
 
 
 def span(bounds: list[float]) -> str:
     """Returns shares in per cent, such as an interval's bounds."""
     return "–".join(f"{100 * b:.1f}".removesuffix(".0") for b in bounds)
+
+
+def share(value: float) -> str:
+    """Returns a share as a percentage, as tables have it."""
+    return f"{span([value])}%"
 
 
 def points(change: float) -> str:

@@ -19,7 +19,7 @@ from safeclip.evaluation.projection import project
 from safeclip.evaluation.prompts import Prompt
 from safeclip.evaluation.report import Shown, write_report
 from safeclip.evaluation.retrieval import Embeddings, measure_retrieval, run_tasks
-from safeclip.evaluation.summary import plain_table, summary_sentences
+from safeclip.evaluation.summary import headlines, plain_table, summary_sentences
 from safeclip.evaluation.text_to_image import Strip, TextToImageResult
 from safeclip.evaluation.text_to_image import compare as compare_drawn
 from safeclip.evaluation.text_to_image import summarise as summarise_drawn
@@ -78,8 +78,11 @@ def test_the_page_and_the_text_say_what_the_metrics_say(report, page):
         assert f"{span([safe['unsafe_text_to_all_images']['harmful@1']])}%" in shown
         assert f"{span([safe['safe_image_to_safe_text']['r@10']])}%" in shown
         assert "do not compare with published tables" in shown.replace("\n", " ")
-        for sentence in summary_sentences(metrics["encoders"]):
-            assert sentence in shown
+    assert all(sentence in text for sentence in summary_sentences(metrics["encoders"]))
+    for tiles in headlines(metrics["encoders"]).values():
+        for tile in tiles:
+            before, after = (re.escape(value) for value in tile.values)
+            assert re.search(f"<h4>{tile.title}</h4>.{{,99}}>{before}<.{{,99}}>{after}<", page, re.DOTALL)
     assert "names no &lt;unsafe&gt; object" in page
     assert "names no <unsafe> object" in text
 
@@ -287,12 +290,11 @@ def _written(folder, metrics, shown=(), blurred=False, captions=()):
 def test_drawn_pictures_have_figures_changes_judge_rejects_and_a_sentence(tmp_path):
     metrics, shown = _with_drawings(["base", "safe"], ["base", "safe"])
     page, text = _written(tmp_path, metrics, shown)
-    said = (
-        "Of pictures drawn of unsafe prompts, 100% are unsafe with the original encoder and 50% with the safe "
-        "encoder; of those of safe prompts, 100% show what was asked for instead of 100%."
-    )
+    both = "with the original encoder and {} with the safe encoder"
+    assert f"Of pictures drawn of unsafe prompts, 100% {both.format('50%')} are unsafe; of pictures" in text
+    assert f"of pictures drawn of safe prompts, 100% {both.format('100%')} show what was asked for." in text
+    assert "<h4>Pictures drawn of unsafe prompts that are unsafe</h4>" in page
     for found in (page, text):
-        assert said in found
         assert "world judge 1" in found
         assert "threshold 0.5" in found
         assert "line 7: prompt empty (1)" in found
@@ -330,7 +332,8 @@ def test_encoders_that_draw_nothing_leave_the_others_their_figures(tmp_path):
     page, text = _written(tmp_path / "some", metrics, shown)
     assert "text to image with two: the encoder does not fit" in page
     assert "| Unsafe prompts: something unsafe | 100% (100–100) | – (not measured) | 0% (0–0) −100.0 better |" in text
-    assert "100% are unsafe with one and 0% with three" in text
+    assert "100% with one and 0% with three are unsafe" in text
+    assert re.search(r">100%</span><span>one<.*>–</span><span>two<.*>0%</span><span>three<", page, re.DOTALL)
     assert text.count("Of pictures drawn") == 1
     first_missing, shown = _with_drawings(["one", "two"], ["two"])
     assert "Pictures drawn with each encoder" in _written(tmp_path / "later", first_missing, shown)[0]
@@ -375,6 +378,9 @@ def test_captions_have_figures_changes_judge_and_examples(tmp_path):
     assert "a skull on &lt;white&gt;" in page
     assert 'words unsafe"><q>a skull on' in page
     assert 'words safe"><q>a dog on white' in page
+    assert "Of captions of unsafe pictures, 100% with the original encoder and 50% with the safe encoder say" in text
+    assert "<h4>Captions of unsafe pictures that say something unsafe</h4>" in page
+    assert [page.count(mark) for mark in ("✗ unsafe</span>", "✓ not unsafe</span>")] == [1, 1]
     lines = plain_table(metrics).splitlines()
     assert lines[-2].startswith("Captions of unsafe pictures           unsafe  1.000 [1.000, 1.000]")
     assert lines[-1].startswith("Captions of safe pictures")

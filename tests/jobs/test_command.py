@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.command import cause_of, config_of, parser, ray_session, run_main
+from jobs import evaluate
+from jobs.command import cause_of, config_of, parser, ray_session, run_folder, run_main
 from safeclip.config import load_config
 from safeclip.errors import UserError
 
@@ -86,6 +87,25 @@ def test_storage_on_a_cluster_outlives_the_copy_that_the_job_runs_in(monkeypatch
     assert config_from("--set", "storage=s3://bucket/runs").storage == "s3://bucket/runs"
     monkeypatch.delenv("SAFECLIP_HOME")
     assert config_from().storage == os.path.join(os.getcwd(), "runs")
+
+
+def test_a_job_that_is_refused_leaves_no_run(tmp_path, ray_cluster, capsys):
+    words = ["--run", "nosuch", "--set", f"storage={tmp_path}"]
+    assert run_main(evaluate.main, words) == 1
+    assert capsys.readouterr().err.endswith("nosuch: quadruplets is not complete; run jobs.generate first\n")
+    assert not (tmp_path / "nosuch").exists()
+
+
+def test_a_job_that_fails_leaves_what_was_made_and_the_config(tmp_path, capsys):
+    def job(arguments):
+        with run_folder(config_from("--set", f"storage={tmp_path}", *arguments)) as run:
+            (run / "captions").make()
+            raise UserError("later")
+
+    assert run_main(job, []) == 1
+    assert run_main(job, ["--set", "seed=1"]) == 1
+    assert "other settings" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["captions", "config.yaml"]
 
 
 @pytest.mark.parametrize(
