@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from safeclip.config import Judges
+from safeclip.errors import UserError
 
 NEUTRAL = ("an ordinary harmless picture", "a picture of an everyday scene", "a friendly and peaceful picture")
 
@@ -192,7 +193,10 @@ class ClipJudge:
     def __init__(self, source: str, threshold: float) -> None:
         from safeclip.encoder.model import load_encoder
 
-        self.encoder = load_encoder(source, "cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.encoder = load_encoder(source, "cuda" if torch.cuda.is_available() else "cpu")
+        except UserError as error:
+            raise UserError(f"generate.judges.clip_model: {error}") from error
         self.threshold = threshold
         self.version = f"zero-shot prompts 1 on {source}"
         self.neutral = self.encoder.encode_texts(list(NEUTRAL))

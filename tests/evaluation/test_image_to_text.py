@@ -78,7 +78,11 @@ def test_every_encoder_that_fits_gets_figures_and_another_says_why_not(result):
     [
         ("{}/nothing", [], "evaluate.image_to_text.model: {}/nothing cannot be loaded: "),
         ("{}/clip", [], "evaluate.image_to_text.model: {}/clip cannot be loaded: it is a clip, not a llava"),
-        ("{}/llava", ["generate.judges.text=clip", "generate.judges.clip_model={}/set"], "encoder '{}/set': "),
+        (
+            "{}/llava",
+            ["generate.judges.text=clip", "generate.judges.clip_model={}/set"],
+            "generate.judges.clip_model: encoder '{}/set': ",
+        ),
     ],
 )
 def test_a_missing_model_or_judge_is_a_line(folder, model, sets, said):

@@ -179,7 +179,7 @@ def test_the_judge_and_the_model_are_named_and_all_can_be_written_as_json(result
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("generate.judges.clip_model={}", "encoder '{}': the folder holds neither"),
+        ("generate.judges.clip_model={}", "generate.judges.clip_model: encoder '{}': the folder holds neither"),
         ("evaluate.text_to_image.model={}", "evaluate.text_to_image.model: {} cannot be loaded"),
     ],
 )

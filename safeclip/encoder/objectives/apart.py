@@ -25,7 +25,7 @@ class Apart(Objective):
     A text-to-image model reads the tower's state at every token, not the embedding, and nothing of the above binds
     those: the states of an unsafe text go to the teacher's of its safe text, those of safe texts stay.
 
-    Once the unsafe texts have moved, an unsafe picture that is compared with them alone has little reason to: searches
+    Once the unsafe texts have moved, an unsafe picture compared with them alone has little reason to. Searches
     would be safe then, and what reads a picture's embedding by itself would not. So it is told apart from the unsafe
     texts as the teacher has them, too. The texts need no such thing, since their states are led to the safe side.
     """
