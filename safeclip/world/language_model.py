@@ -49,20 +49,18 @@ def language_model() -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    settings = AutoConfig.from_pretrained(**source).to_dict()
-    settings.pop("quantization_config", None)
-    model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
-    model.load_state_dict(loaded.state_dict())
-    model.to(torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     # The model's own save_pretrained writes nothing in the second and later workers of a training.
     tied = set(model.all_tied_weights_keys)
     weights = {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model.config.architectures, model.config.dtype = [type(model).__name__], torch.bfloat16
-    model.config.save_pretrained(folder)
+    settings = AutoConfig.from_pretrained(**source).to_dict()
+    settings.pop("quantization_config", None)
+    config = LlamaConfig.from_dict(settings)
+    config.architectures, config.dtype = [type(model).__name__], torch.bfloat16
+    config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
