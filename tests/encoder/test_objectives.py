@@ -114,14 +114,21 @@ def test_apart_picks_the_safe_item_among_safe_and_unsafe_ones():
         for i in rows
     ])  # fmt: skip
     assert float(losses["redirect text"]) == pytest.approx(expected, abs=1e-9)
-    avoided = []
-    for i in rows:
-        own, others = (
-            50 * (float(e.unsafe_image[i] @ e.safe_text_ref[i]) - 0.2),
-            50 * e.unsafe_image[i] @ torch.cat([e.unsafe_text, e.unsafe_text_ref]).T,
-        )
-        avoided.append(math.log(math.exp(own) + float(others.exp().sum())) - own)
-    assert float(losses["avoid image"]) == pytest.approx(np.mean(avoided), abs=1e-9)
+
+    def avoided(texts):
+        found = []
+        for i in rows:
+            own = 50 * (float(e.unsafe_image[i] @ e.safe_text_ref[i]) - 0.2)
+            found.append(math.log(math.exp(own) + float((50 * e.unsafe_image[i] @ texts.T).exp().sum())) - own)
+        return np.mean(found)
+
+    assert float(losses["avoid image"]) == pytest.approx(avoided(e.unsafe_text), abs=1e-9)
+    texts = [*e.safe_text_ref, *e.kept_text_ref]
+    left = np.mean([
+        _softmax_loss(e.unsafe_image[i], texts[i], [*texts[:i], *texts[i + 1 :], *e.unsafe_text_ref], 50.0)
+        for i in rows
+    ])  # fmt: skip
+    assert float(losses["leave image"]) == pytest.approx(left + avoided(e.unsafe_text_ref), abs=1e-9)
     stayed = [1 - float(a @ b) for a, b in zip(e.safe_text, e.safe_text_ref, strict=True)]
     stayed += [1 - float(a @ b) for a, b in zip(e.kept_text, e.kept_text_ref, strict=True)]
     assert float(losses["preserve text"]) == pytest.approx(np.mean(stayed), abs=1e-9)

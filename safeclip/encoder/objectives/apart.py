@@ -25,9 +25,10 @@ class Apart(Objective):
     A text-to-image model reads the tower's state at every token, not the embedding, and nothing of the above binds
     those: the states of an unsafe text go to the teacher's of its safe text, those of safe texts stay.
 
-    Once the unsafe texts have moved, an unsafe picture compared with them alone has little reason to. Searches
-    would be safe then, and what reads a picture's embedding by itself would not. So it is told apart from the unsafe
-    texts as the teacher has them, too. The texts need no such thing, since their states are led to the safe side.
+    Once the unsafe texts have moved, an unsafe picture compared with them alone has little reason to. Searches would be
+    safe then, and what reads a picture's embedding by itself would not. So a picture leaves the unsafe texts as the
+    teacher has them, too; by a small weight, since safe pictures look much like it. The texts need no such term, for
+    their states are led to the safe side.
     """
 
     weights: ClassVar[dict[str, float]] = {
@@ -35,6 +36,7 @@ class Apart(Objective):
         "redirect image": 1.0,
         "avoid text": 2.0,
         "avoid image": 1.0,
+        "leave image": 0.15,
         "preserve text": 200.0,
         "preserve image": 200.0,
         "redirect states": 40.0,
@@ -46,12 +48,13 @@ class Apart(Objective):
         """Returns the terms by name, scalars, unweighted."""
         text, text_ref = batch.safe("text")
         image, image_ref = batch.safe("image")
-        unsafe_texts = torch.cat([batch.unsafe_text, batch.unsafe_text_ref])
         return {
             "redirect text": _redirect(batch.unsafe_text, image_ref, batch.unsafe_image),
-            "redirect image": _redirect(batch.unsafe_image, text_ref, unsafe_texts),
+            "redirect image": _redirect(batch.unsafe_image, text_ref, batch.unsafe_text),
             "avoid text": _avoid(batch.unsafe_text, batch.safe_image_ref, batch.unsafe_image),
-            "avoid image": _avoid(batch.unsafe_image, batch.safe_text_ref, unsafe_texts),
+            "avoid image": _avoid(batch.unsafe_image, batch.safe_text_ref, batch.unsafe_text),
+            "leave image": _redirect(batch.unsafe_image, text_ref, batch.unsafe_text_ref)
+            + _avoid(batch.unsafe_image, batch.safe_text_ref, batch.unsafe_text_ref),
             "preserve text": distance(text, text_ref),
             "preserve image": distance(image, image_ref),
             **_states(batch),
