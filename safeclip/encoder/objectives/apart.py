@@ -25,8 +25,8 @@ class Apart(Objective):
     A text-to-image model reads the tower's state at every token, not the embedding, and nothing of the above binds
     those: the states of an unsafe text go to the teacher's of its safe text, those of safe texts stay.
 
-    Once the unsafe texts have moved, an unsafe picture compared with them alone has little reason to. Searches would be
-    safe then, and what reads a picture's embedding by itself would not. So a picture leaves the unsafe texts as the
+    Once the unsafe texts have moved, an unsafe picture compared with them alone has little reason to. Searches would
+    be safe then, and what reads a picture's embedding by itself would not. So a picture leaves the unsafe texts as the
     teacher has them, too; by a small weight, since safe pictures look much like it. The texts need no such term, for
     their states are led to the safe side.
     """
