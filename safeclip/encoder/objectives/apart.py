@@ -26,9 +26,9 @@ class Apart(Objective):
     those: the states of an unsafe text go to the teacher's of its safe text, those of safe texts stay.
 
     Once the unsafe texts have moved, an unsafe picture compared with them alone has little reason to. Searches would
-    be safe then, and what reads a picture's embedding by itself would not. So a picture leaves the unsafe texts as the
-    teacher has them, too; by a small weight, since safe pictures look much like it. The texts need no such term, for
-    their states are led to the safe side.
+    be safe then, and what reads a picture's embedding by itself would not. So a picture leaves the unsafe texts as
+    the teacher has them, too; by a small weight, since safe pictures look much like it. The texts need no such term,
+    for their states are led to the safe side.
     """
 
     weights: ClassVar[dict[str, float]] = {
