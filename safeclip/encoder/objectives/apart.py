@@ -36,9 +36,9 @@ class Apart(Objective):
         "redirect image": 1.0,
         "avoid text": 2.0,
         "avoid image": 1.0,
-        "leave image": 0.15,
+        "leave image": 0.25,
         "preserve text": 200.0,
-        "preserve image": 200.0,
+        "preserve image": 500.0,
         "redirect states": 40.0,
         "preserve states": 100.0,
     }
