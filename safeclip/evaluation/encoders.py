@@ -42,6 +42,7 @@ def choose_comparison(config: Config, run: Folder, words: list[str]) -> Comparis
         config: of the run.
         run: its folder.
         words: each `label=source`; a source is what `load_encoder` takes, a run's `encoder/`, or a URL of either.
+            No word at all stands for the run's own.
 
     Raises:
         UserError: a word is not of that form, or a label occurs twice.
@@ -58,7 +59,7 @@ def choose_comparison(config: Config, run: Folder, words: list[str]) -> Comparis
             raise UserError(f"--encoders {word}: the label {label} is taken; give each encoder its own")
         encoders[label] = resolve(source)
     default = default_comparison(config, run)
-    if list(encoders.items()) == list(default.encoders.items()):
+    if not words or list(encoders.items()) == list(default.encoders.items()):
         return default
     given = [[label, getattr(source, "url", source)] for label, source in encoders.items()]
     return Comparison(encoders, run / f"report-{'-'.join(encoders)[:60]}-{hash_of(given)[:8]}")

@@ -96,7 +96,7 @@ def shows_symbols_only(config: Config) -> bool:
 def _earlier_stages(config: Config, run: Folder, comparison: Comparison) -> dict[str, Any]:
     """Returns the manifests of the stages before, None where one that is not needed is not complete."""
     manifests = {name: read_manifest(run / name) for name in _TIMED}
-    own = comparison == default_comparison(config, run)
+    own = comparison.encoders == default_comparison(config, run).encoders
     for name, job in ({"quadruplets": "generate"} | ({"encoder": "train_encoder"} if own else {})).items():
         if manifests[name] is None:
             raise UserError(f"{run.url}: {name} is not complete; run jobs.{job} first")

@@ -21,6 +21,7 @@ def test_other_encoders_get_a_folder_of_their_own(run):
     assert own.folder == run / "report"
     exported = f"{run.url}/encoder"
     assert choose_comparison(config, run, ["base=world:encoder", f"safe={exported}"]) == own
+    assert choose_comparison(config, run, []) == own
     others = [
         ["base=world:encoder", f"other={exported}"],
         [f"safe={exported}", "base=world:encoder"],

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from jobs.command import run_main
-from jobs.evaluate import main
+from jobs.evaluate import main, more_thorough
 from safeclip.artifacts import Folder
 from safeclip.config import Resources, load_config, save_config
 from safeclip.encoder.model import load_encoder
@@ -171,6 +171,23 @@ def test_the_job_prints_table_summary_and_where_the_report_lies(report, tmp_path
     assert f"written to {run.url}/report/report.html" in out
     assert run_main(main, [*words, "--run", "other"]) == 1
     assert capsys.readouterr().err.endswith("other: quadruplets is not complete; run jobs.generate first\n")
+
+
+def test_a_thorough_report_has_more_of_what_is_drawn_and_described_and_lies_beside_the_other(report, tmp_path):
+    config = load_config(ROOT / "ray_config.yaml", "embedded")
+    more = more_thorough(config).evaluate
+    assert more.text_to_image.count == 5 * config.evaluate.text_to_image.count
+    assert more.image_to_text.count == 5 * config.evaluate.image_to_text.count
+    assert (more.bootstrap, more.rendered) == (10 * config.evaluate.bootstrap, config.evaluate.rendered)
+    small, run, metrics = report
+    (tmp_path / "config.yaml").write_text(save_config(small))
+    assert run_main(main, ["--config", str(tmp_path / "config.yaml"), "--thorough"]) == 0
+    thorough = json.loads((run / "report-thorough").read("metrics.json"))
+    place = ("encoders", "safe", "retrieval", TASKS[0])
+    for key in place:
+        metrics, thorough = metrics[key], thorough[key]
+    assert thorough["r@1"] == metrics["r@1"]
+    assert thorough["r@1_ci"] == pytest.approx(metrics["r@1_ci"], abs=0.1)
 
 
 def test_what_is_missing_is_named(report, tmp_path):
