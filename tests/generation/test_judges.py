@@ -88,5 +88,5 @@ def test_a_clip_judge_takes_the_concept_that_a_picture_shows_most():
     sets = ["generate.judges.image=clip", "generate.judges.clip_model=world:encoder"]
     judge = make_image_judge(load_config(sets=sets).generate.judges)
     image = _bytes(Scene(("dog", "bomb"), "blue", 1))
-    one, other, both = judge.unsafe([image] * 3, [("a bomb",), ("a cigarette",), ("a cigarette", "a bomb")])
+    one, other, both = judge.unsafe([image] * 3, [("a bomb",), ("a rainbow",), ("a rainbow", "a bomb")])
     assert both == one > other
