@@ -1,3 +1,4 @@
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -129,3 +130,21 @@ def test_a_gallery_on_disk_that_is_longer_than_the_queries_is_read_in_parts(tmp_
     assert np.array_equal(found.first, firsts)
     back = random.integers(30, size=20_000)
     assert np.array_equal(rank_targets(on_disk, small, back).rank, _by_float64(large, small, back, 1)[0])
+
+
+def test_a_gallery_on_disk_is_read_in_parts(tmp_path):
+    random = np.random.default_rng(0)
+    written = np.memmap(tmp_path / "gallery", np.float32, "w+", shape=(200_000, 64))
+    for start in range(0, len(written), 10_000):
+        part = random.standard_normal((10_000, 64), dtype=np.float32)
+        written[start : start + 10_000] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    written.flush()
+    gallery = np.memmap(tmp_path / "gallery", np.float32, "r", shape=written.shape)
+    targets = random.integers(len(gallery), size=20)
+    tracemalloc.start()
+    found = rank_targets(gallery[targets], gallery, targets, 3, block=1024, threads=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found.rank == 0).all()
+    assert (found.first[:, 0] == targets).all()
+    assert peak < gallery.nbytes / 4
