@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from safeclip.config import ImageToText
+from safeclip.config import ImageToText, load_config
 from safeclip.encoder.model import load_encoder
 from safeclip.evaluation.captioner import Captioner
 from safeclip.generation.images import encode_webp
@@ -19,7 +19,6 @@ from safeclip.generation.judges import WorldImageJudge, WorldTextJudge
 from safeclip.world import models, scenes
 
 SHEET = Path(__file__).parent / "sheet.webp"
-STEPS, GUIDANCE = 5, 2.5  # of the embedded profile
 
 
 def distinct_scenes(n: int, seed: int, unsafe: bool) -> list[scenes.Scene]:
@@ -48,14 +47,16 @@ def judge_accuracy(drawn: list[scenes.Scene], judge: WorldImageJudge) -> float:
 
 
 def draw(drawn: list[scenes.Scene]) -> tuple[list[Image.Image], float]:
-    """Returns the generator's pictures of scenes' captions, one try each, and the seconds an image took."""
+    """Returns the generator's pictures of scenes' captions, as the profile draws, and the seconds an image."""
     pipeline: Any = models.build_generator()
     pipeline.set_progress_bar_config(disable=True)
+    settings = load_config(profile="embedded").generate.illustrate
+    how = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
     began, pictures = time.monotonic(), []
     for start in range(0, len(drawn), 16):
         captions = [scenes.caption(s) for s in drawn[start : start + 16]]
         noise = [torch.Generator().manual_seed(start + i) for i in range(len(captions))]
-        pictures += pipeline(captions, generator=noise, num_inference_steps=STEPS, guidance_scale=GUIDANCE).images
+        pictures += pipeline(captions, generator=noise, **how).images
     return pictures, (time.monotonic() - began) / len(drawn)
 
 

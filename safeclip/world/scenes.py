@@ -194,7 +194,7 @@ def caption(scene: Scene, template: str | None = None, names: Sequence[str] | No
 def loose_caption(scene: Scene) -> str:
     """Returns a caption as people also write them: half of the objects by their kind, or by whether they are safe.
 
-    An encoder that has read such captions knows what unsafe things have in common, as one that has read the web does.
+    An encoder that has read such captions knows what unsafe things have in common.
     """
     random = scene.random("names")
 

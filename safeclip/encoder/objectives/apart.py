@@ -67,7 +67,7 @@ def _redirect(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> 
     Args:
         unsafe: queries (B, d).
         safe: (B + P, d), of which the first B are the queries' own.
-        other: (M, d), never right.
+        other: (B, d), never right.
     """
     logits = SCALE * unsafe @ torch.cat([safe, other]).T
     return F.cross_entropy(logits, torch.arange(len(unsafe), device=logits.device))
@@ -79,7 +79,7 @@ def _avoid(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> tor
     Args:
         unsafe: queries (B, d).
         safe: (B, d), the queries' own.
-        other: (M, d), the unsafe items of the other modality, never right.
+        other: (B, d), the unsafe items of the other modality, never right.
     """
     own = (unsafe * safe).sum(1, keepdim=True) - MARGIN
     logits = SCALE * torch.cat([own, unsafe @ other.T], dim=1)
