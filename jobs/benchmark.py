@@ -28,7 +28,13 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("benchmark", choices=["train", "objectives", "evaluate"], help="what to compare")
     words.add_argument("--json", metavar="FILE", type=Path, help="where the figures go")
     words.add_argument("--repeats", type=int, default=3, help="of train and evaluate; default 3")
-    words.add_argument("--objectives", nargs="+", metavar="NAME", help="which; all of the library's unless given")
+    words.add_argument(
+        "--objectives",
+        nargs="+",
+        metavar="NAME",
+        help="which, all of the library's unless given; also 'NAME without TERM, TERM'",
+    )
+    words.add_argument("--ablate", action="store_true", help="the config's objective, and without each of its terms")
     words.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of objectives; default 0 1 2")
     for side in ("queries", "items"):
         words.add_argument(f"--{side}", type=int, default=100_000, help="of evaluate; default 100000")
@@ -74,13 +80,14 @@ def _evaluate(options: Any) -> dict[str, Any]:
 
 
 def _objectives(config: Config, options: Any) -> dict[str, Any]:
-    from safeclip.benchmarks.objectives import ALL, compare_objectives, table
+    from safeclip.benchmarks.objectives import ALL, ablations, compare_objectives, table
 
+    names = options.objectives or (ablations(config) if options.ablate else ALL)
     with run_folder(config, options.replace) as run:
         if read_manifest(run / "quadruplets") is None:
             raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
         with ray_session(config):
-            measured = compare_objectives(config, run, options.objectives or ALL, options.seeds)
+            measured = compare_objectives(config, run, names, options.seeds)
     print(table(measured))
     return {**measured, "train": config.train.model_dump(mode="json")}
 

@@ -1,12 +1,13 @@
 """Objectives side by side: each trained on the same quadruplets, measured on the same sets."""
 
+import re
 import statistics
 from typing import Any
 
 from safeclip.artifacts import Folder
 from safeclip.config import Config
 from safeclip.encoder.model import Encoder
-from safeclip.encoder.objectives import NEGATION, OBJECTIVES
+from safeclip.encoder.objectives import NEGATION, OBJECTIVES, make_objective
 from safeclip.encoder.train import train_encoder
 from safeclip.evaluation.embeddings import embed_sets
 from safeclip.evaluation.encoders import Source, load_from
@@ -16,6 +17,7 @@ from safeclip.evaluation.zero_shot import class_embeddings, classify
 from safeclip.world.classes import descriptions, pictures_of_one
 
 ALL = [*OBJECTIVES, NEGATION]
+WITHOUT = " without "  # between an objective and those of its terms that are left out, of an ablation
 FIGURES = {
     "safe_text_r@1": ("retrieval", TASKS[0], "r@1"),
     "safe_image_r@1": ("retrieval", TASKS[1], "r@1"),
@@ -38,7 +40,8 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
     Args:
         config: of a run whose quadruplets are complete.
         run: its folder; the trainings go to `benchmark/<objective>-<seed>/`.
-        names: of objectives, as `train.objective`.
+        names: of objectives, as `train.objective`, or of one of them `without` some of its terms, which are separated
+            by a comma: `apart without avoid text, avoid image`.
         seeds: of adapters, batches and safe pairs.
 
     Returns:
@@ -52,7 +55,7 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
     trained = {}
     for name in names:
         for seed in seeds:
-            label = f"{name.replace(':', '.')}-{seed}"
+            label = _label(name, seed)
             folder = run / "benchmark" / label
             manifest = train_encoder(_with(config, name, seed), run, folder, run / "benchmark" / f"shared-{seed}")
             encoders[label] = folder / "open_clip"
@@ -70,7 +73,7 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
             encoder = load_from(source)
             found[label]["zero_shot_top_1"] = _zero_shot(encoder, config.evaluate.rendered, config.seed)
     groups = {"base": [found["base"]]}
-    groups |= {name: [found[f"{name.replace(':', '.')}-{seed}"] for seed in seeds] for name in names}
+    groups |= {name: [found[_label(name, seed)] for seed in seeds] for name in names}
     return {
         "figures": {name: _over(group, statistics.fmean) for name, group in groups.items()},
         "spread": {name: _over(group, statistics.pstdev) for name, group in groups.items()},
@@ -86,9 +89,22 @@ def _zero_shot(encoder: Encoder, count: int, seed: int) -> float:
     return float(classify(encoder.encode_pixels(pictures.transpose(0, 3, 1, 2)), classes, labels)["top1"].mean())
 
 
-def _with(config: Config, objective: str, seed: int) -> Config:
+def ablations(config: Config) -> list[str]:
+    """Returns the names of the config's objective as it is, and without each of its terms."""
+    name = config.train.objective
+    return [name, *(f"{name}{WITHOUT}{term}" for term in make_objective(name, config.train.weights).weights)]
+
+
+def _label(name: str, seed: int) -> str:
+    """Returns the name of a training's folder, and of its encoder's embeddings."""
+    return re.sub(r"[^\w.]+", "-", name.replace(":", ".")) + f"-{seed}"
+
+
+def _with(config: Config, name: str, seed: int) -> Config:
+    objective, _, terms = name.partition(WITHOUT)
     # The weights that the config gives are of its own objective's terms.
-    weights = config.train.weights if objective == config.train.objective else {}
+    weights = dict(config.train.weights) if objective == config.train.objective else {}
+    weights |= dict.fromkeys(terms.split(", ") if terms else [], 0.0)
     train = config.train.model_copy(update={"objective": objective, "weights": weights})
     return config.model_copy(update={"train": train, "seed": seed})
 

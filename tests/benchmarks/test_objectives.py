@@ -1,8 +1,10 @@
 import pytest
 
 from safeclip.artifacts import Folder
-from safeclip.benchmarks.objectives import FIGURES, compare_objectives, table
+from safeclip.benchmarks.objectives import FIGURES, ablations, compare_objectives, table
 from safeclip.config import load_config
+from safeclip.encoder.objectives.shield import Shield
+from safeclip.errors import UserError
 from tests.encoder.quadruplets import write_quadruplets
 
 SETTINGS = [
@@ -17,8 +19,9 @@ def test_objectives_are_trained_on_the_same_rows_and_measured_beside_the_base(ra
     run = Folder(str(tmp_path / "demo"))
     write_quadruplets(run, {"train": 24, "validation": 8, "test": 8})
     config = load_config(sets=SETTINGS)
-    measured = compare_objectives(config, run, ["apart", "negation"], [3])
-    assert measured["figures"].keys() == {"base", "apart", "negation"}
+    name = "apart without leave image, avoid text"
+    measured = compare_objectives(config, run, [name, "negation"], [3])
+    assert measured["figures"].keys() == {"base", name, "negation"}
     for figures in measured["figures"].values():
         assert figures.keys() == {*FIGURES, "zero_shot_top_1"}
         assert all(0 <= value <= 1 for value in figures.values())
@@ -26,5 +29,14 @@ def test_objectives_are_trained_on_the_same_rows_and_measured_beside_the_base(ra
     assert [each["steps"] for each in measured["trained"].values()] == [3, 0]
     assert table(measured).count("\n") == 4
     capsys.readouterr()
-    assert compare_objectives(config, run, ["apart"], [3])["figures"]["apart"] == measured["figures"]["apart"]
-    assert "apart-3: complete, skipped" in capsys.readouterr().out
+    assert compare_objectives(config, run, [name], [3])["figures"][name] == measured["figures"][name]
+    assert "apart-without-leave-image-avoid-text-3: complete, skipped" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"train\.weights: no term 'avoid'"):
+        compare_objectives(config, run, ["apart without avoid"], [3])
+
+
+def test_an_ablation_leaves_out_one_term_at_a_time():
+    assert ablations(load_config(sets=["train.objective=shield"])) == [
+        "shield",
+        *(f"shield without {term}" for term in Shield.weights),
+    ]
