@@ -1,10 +1,11 @@
-"""The processes of the tests' own Ray, to kill one of them."""
+"""The processes of the tests' own Ray, to kill one of them, and a process beside this one."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import torch
 
 
 def train_workers() -> list[psutil.Process]:
@@ -20,3 +21,17 @@ def wait_for_file(folder: Path, pattern: str, alive: Callable[[], bool], seconds
         assert alive(), "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def work_as_two(work: Callable[..., None], folder: Path, *arguments: object) -> None:
+    """Calls `work(rank, *arguments)` as two workers that form a group: the first here, the second in a process."""
+    second = torch.multiprocessing.spawn(_join, (1, work, folder, *arguments), join=False, daemon=True)
+    _join(0, 0, work, folder, *arguments)
+    second.join()
+
+
+def _join(_: int, rank: int, work: Callable[..., None], folder: Path, *arguments: object) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    work(rank, *arguments)
+    torch.distributed.destroy_process_group()

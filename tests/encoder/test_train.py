@@ -24,7 +24,7 @@ from safeclip.encoder.worker import Plan, Worker, learning_rate
 from safeclip.errors import UserError
 from safeclip.world import scenes
 from tests.encoder.quadruplets import render_quadruplets, write_quadruplets
-from tests.processes import train_workers, wait_for_file
+from tests.processes import train_workers, wait_for_file, work_as_two
 
 SETTINGS = [
     "train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.schedule=constant",
@@ -303,22 +303,19 @@ def test_gradient_checkpointing_compiling_and_bfloat16_change_little(plan):
     assert (one * low).sum(-1).min() > 1 - 1e-2
 
 
-def _gradients_of_one_of_two(rank: int, plan: Plan, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+def _gradients_of_one_of_two(rank: int, plan: Plan, folder: Path) -> None:
     wrap = torch.nn.parallel.DistributedDataParallel
     for parts in (None, 5):
         own = dataclasses.replace(plan, train=plan.train.model_copy(update={"micro_batch": parts}))
         found = gradients_of_a_step(Worker(own, rank, rank, 2, wrap=wrap))
         if rank == 0:
-            torch.save(found, f"{folder}/{parts}.pt")
-    torch.distributed.destroy_process_group()
+            torch.save(found, folder / f"{parts}.pt")
 
 
 def test_two_workers_have_the_gradient_of_one(plan, tmp_path):
     sets = ["train.objective=apart", "train.views={share: 0.5}"]  # states, views and all that is gathered
     whole = gradients_of_a_step(Worker(plan("one", *sets)))
-    torch.multiprocessing.spawn(_gradients_of_one_of_two, (plan("two", *sets), str(tmp_path)), nprocs=2)
+    work_as_two(_gradients_of_one_of_two, tmp_path, plan("two", *sets), tmp_path)
     for parts in (None, 5):
         assert worst_difference(torch.load(tmp_path / f"{parts}.pt"), whole) < 1e-5
 

@@ -1,14 +1,13 @@
+"""How captions are asked for; the actors themselves run in tests/jobs/test_pipeline.py."""
+
 import json
 
 import pytest
 
-from safeclip import records
-from safeclip.artifacts import open_run, read_manifest
 from safeclip.config import load_config
 from safeclip.errors import UserError
-from safeclip.generation.captions import make_captions
 from safeclip.generation.judges import WorldTextJudge
-from safeclip.generation.toxify import asked_for, conversation, make_unsafe_captions, read_examples
+from safeclip.generation.toxify import asked_for, conversation, read_examples
 from safeclip.world import scenes
 
 
@@ -41,33 +40,3 @@ def test_broken_example_is_named_with_its_line(tmp_path, line):
         read_examples(str(file))
     with pytest.raises(UserError, match=r"no file .*missing"):
         read_examples(str(tmp_path / "missing.jsonl"))
-
-
-def _run(tmp_path, actors):
-    config = load_config(
-        sets=[
-            f"storage={tmp_path / str(actors)}",
-            "captions.count=24",
-            "captions.unit_rows=8",
-            f"generate.toxify.resources.actors={actors}",
-            "generate.max_reject_fraction=1",
-        ]
-    )
-    run = open_run(config)
-    make_captions(config, run)
-    return run, make_unsafe_captions(config, run)
-
-
-def test_captions_become_unsafe_ones_whatever_the_number_of_actors(ray_cluster, tmp_path):
-    run, manifest = _run(tmp_path, 1)
-    _, by_two = _run(tmp_path, 2)
-    assert manifest["content_hash"] == by_two["content_hash"]
-    assert manifest["accepted"] >= 0.4 * manifest["rows"]
-    captions = read_manifest(run / "captions")
-    assert manifest["rows"] == captions["accepted"]
-    rows = [r for u in manifest["units"] for r in (run / "unsafe_captions").read_table(u["name"]).to_pylist()]
-    for row in rows:
-        assert 1 <= row["candidates"] <= 4
-        verdict = WorldTextJudge()([row["safe_caption"]], [row["unsafe_caption"]], [row["concept"]])[0]
-        assert verdict.reason == row["reject"]
-        assert row["id"] == records.row_id(row["safe_caption"], row["concept"])

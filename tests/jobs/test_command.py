@@ -253,20 +253,34 @@ def test_the_screen_shows_what_workers_print_and_one_line_of_an_error(ray_free_p
     assert ended.returncode == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_workers_train_ends_the_job_and_its_processes(ray_free_environment, tmp_path, number):
-    body = f"""
+# Ray Train has a handler of SIGINT of its own.
+TRAINING = f"""
             def train(config):
                 import time
-                print("training", flush=True)
+                print("working", flush=True)
                 time.sleep(90)
 
             with {LOCAL}:
                 from ray.train import RunConfig, ScalingConfig
                 from ray.train.torch import TorchTrainer
-                stored = RunConfig(name="x", storage_path={str(tmp_path)!r})
+                stored = RunConfig(name="x", storage_path="PLACE")
                 TorchTrainer(train, scaling_config=ScalingConfig(num_workers=1), run_config=stored).fit()
-    """
+"""
+TASK = f"""
+            with {LOCAL}:
+                import ray
+                @ray.remote
+                def work():
+                    import time
+                    print("working", flush=True)
+                    time.sleep(90)
+                ray.get(work.remote())
+"""
+
+
+@pytest.mark.parametrize(("number", "body"), [(signal.SIGINT, TRAINING), (signal.SIGTERM, TASK)], ids=["int", "term"])
+def test_a_signal_while_workers_work_ends_the_job_and_its_processes(ray_free_environment, tmp_path, number, body):
+    body = body.replace("PLACE", str(tmp_path))
     command = [sys.executable, "-c", script_of(body)]
     job = subprocess.Popen(
         command,
@@ -279,7 +293,7 @@ def test_a_signal_while_workers_train_ends_the_job_and_its_processes(ray_free_en
     )
     try:
         first = job.stdout.readline()
-        assert first == "training\n", job.stderr.read()
+        assert first == "working\n", job.stderr.read()
         job.send_signal(number)
         _, said = job.communicate(timeout=60)
     finally:

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs import pipeline
+from jobs.command import run_main
+from safeclip.artifacts import Folder, read_manifest
+from safeclip.generation.judges import WorldTextJudge
+from safeclip.records import row_id
 from tests.cluster.conftest import local_cluster
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +23,7 @@ SMALL = [
     "generate.max_reject_fraction=0.9", "train.epochs=1", "train.batch=8", "train.preserve.count=48",
     "train.preserve.per_step=8", "train.preserve.unit_rows=8", "train.preserve.drawn=8",
     "evaluate.rendered=40", "evaluate.bootstrap=20", "evaluate.text_to_image=null", "evaluate.image_to_text=null",
-    # One actor each: on two cores a second one takes more time to start than it saves.
+    # One actor each: on two cores a second one takes more time to start than it saves. The killed run has two later.
     "generate.toxify.resources.actors=1", "generate.illustrate.resources.actors=1", "train.resources.actors=1",
     "evaluate.resources.actors=1",
 ]  # fmt: skip
@@ -72,11 +77,19 @@ def _kill(process):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A run by the pipeline, killed in three stages and started again each time, and what it printed at last."""
+    """A run by the pipeline, killed in three stages and started again each time, and what it printed at last.
+
+    What was begun by one actor is gone on with by two.
+    """
     storage = tmp_path_factory.mktemp("killed")
     run = storage / "demo"
-    for stage in ("unsafe_captions", "unsafe_images", "encoder"):
-        process = _start(storage, "demo")
+    stages = {
+        "unsafe_captions": [],
+        "unsafe_images": ["generate.toxify.resources.actors=2"],
+        "encoder": ["generate.illustrate.resources.actors=2"],
+    }
+    for stage, sets in stages.items():
+        process = _start(storage, "demo", *sets)
         pattern = "teacher" if stage == "encoder" else "*.parquet"
         _wait_for(process, lambda s=stage, p=pattern: any((run / s).glob(p)))
         _kill(process)
@@ -115,20 +128,32 @@ def test_killed_in_each_stage_and_started_again_gives_the_same_quadruplets(submi
     assert not list(run.rglob("*.part"))
 
 
-@pytest.mark.timeout(300)
-def test_a_second_call_skips_every_stage(killed):
+def test_unsafe_captions_pass_the_judge_again_and_say_what_they_were_made_from(killed):
+    run, _ = killed
+    stage = Folder(str(run / "unsafe_captions"))
+    manifest = read_manifest(stage)
+    assert manifest["rows"] == read_manifest(Folder(str(run / "captions")))["accepted"]
+    assert manifest["accepted"] >= 0.4 * manifest["rows"]
+    rows = [row for unit in manifest["units"] for row in stage.read_table(unit["name"]).to_pylist()]
+    assert len(rows) == manifest["rows"]
+    for row in rows:
+        assert 1 <= row["candidates"] <= 4
+        (verdict,) = WorldTextJudge()([row["safe_caption"]], [row["unsafe_caption"]], [row["concept"]])
+        assert verdict.reason == row["reject"]
+        assert row["id"] == row_id(row["safe_caption"], row["concept"])
+
+
+def test_a_second_call_skips_every_stage(ray_cluster, killed, capsys):
     run, _ = killed
     before = _hashes(run)
-    output = _finish(_start(run.parent, "demo"))
-    assert output.count("skipped") == 6
+    assert run_main(pipeline.main, _words(run.parent, "demo")) == 0
+    assert capsys.readouterr().out.count("skipped") == 6
     assert _hashes(run) == before
 
 
-@pytest.mark.timeout(120)
-def test_another_config_in_the_same_run_is_refused_by_name(killed):
+def test_another_config_in_the_same_run_is_refused_by_name(killed, capsys):
     run, _ = killed
-    process = _start(run.parent, "demo", "train.epochs=2")
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 1
-    assert "train.epochs: 1 → 2" in output
-    assert "Traceback" not in output
+    assert run_main(pipeline.main, _words(run.parent, "demo", "train.epochs=2")) == 1
+    said = capsys.readouterr().err
+    assert "train.epochs: 1 → 2" in said
+    assert "Traceback" not in said

@@ -1,14 +1,15 @@
 """The job on the world's real LLM, with small numbers: trained, measured, used, and skipped the second time."""
 
+import contextlib
+import io
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-ROOT = Path(__file__).parents[2]
+from jobs.command import run_main
+from jobs.train_toxifier import main
+
 SMALL = [
     "captions.count=32", "captions.unit_rows=16", "toxifier.count=40", "toxifier.sft.epochs=1",
     "toxifier.sft.batch=4", "toxifier.preferences.captions=32", "toxifier.preferences.candidates=4",
@@ -18,18 +19,17 @@ SMALL = [
 ]  # fmt: skip
 
 
-def _run(job, storage, *more):
-    sets = [word for setting in [f"storage={storage}", *SMALL] for word in ("--set", setting)]
-    command = [sys.executable, "-m", job, "--run", "small", *sets, *more]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=800)
+def _words(storage):
+    return ["--run", "small", *(word for setting in [f"storage={storage}", *SMALL] for word in ("--set", setting))]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(ray_cluster, tmp_path_factory):
+    """Where the run lies, and what the job printed."""
     storage = tmp_path_factory.mktemp("runs")
-    done = _run("jobs.train_toxifier", storage, "--evaluate")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return storage, done.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run_main(main, [*_words(storage), "--evaluate"]) == 0
+    return storage, printed.getvalue()
 
 
 @pytest.mark.timeout(900)
@@ -48,16 +48,16 @@ def test_it_trains_measures_and_says_where_it_wrote(trained):
         assert row["tokens_per_second"] > 0
     assert set(measured["gains"]) == {"sft - prompted", "dpo - sft"}
     assert "| prompted |" in output
-    assert "toxifier/evaluation.json" in output
+    assert f"written to {storage}/small/toxifier/evaluation.json" in output
 
 
 @pytest.mark.timeout(900)
-def test_a_second_call_trains_nothing(trained):
+def test_a_second_call_trains_nothing(trained, capsys):
     storage, _ = trained
-    done = _run("jobs.train_toxifier", storage)
-    assert done.returncode == 0, done.stderr
+    assert run_main(main, _words(storage)) == 0
+    output = capsys.readouterr().out
     for step in ("sft", "preferences", "dpo", "toxifier"):
-        assert f"{step}: complete, skipped" in done.stdout
+        assert f"{step}: complete, skipped" in output
 
 
 @pytest.mark.timeout(900)

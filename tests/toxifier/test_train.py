@@ -33,8 +33,9 @@ def tiny(tmp_path_factory):
 
 def config_for(tiny, *sets):
     settings = [
-        f"generate.toxify.model={tiny}", "toxifier.count=40", "toxifier.dtype=float32", "toxifier.sft.epochs=2",
+        f"generate.toxify.model={tiny}", "toxifier.count=20", "toxifier.dtype=float32", "toxifier.sft.epochs=2",
         "toxifier.dpo.epochs=2", "toxifier.sft.learning_rate=0.01", "toxifier.dpo.learning_rate=0.01",
+        "toxifier.sft.batch=4", "toxifier.dpo.batch=4",
     ]  # fmt: skip
     return load_config(sets=[*settings, *sets])
 
@@ -54,11 +55,11 @@ def rows_for(config, method):
 def test_rows_end_with_the_unsafe_side(tiny):
     config = config_for(tiny)
     train, validation = rows_for(config, "sft")
-    assert (len(train), len(validation)) == (32, 8)
+    assert (len(train), len(validation)) == (16, 4)
     assert [m["role"] for m in train[0]["prompt"]] == ["system", "user"]
     assert train[0]["completion"][0]["role"] == "assistant"
     train, validation = rows_for(config, "dpo")
-    assert (len(train), len(validation)) == (32, 8)
+    assert (len(train), len(validation)) == (16, 4)
     assert train[0]["chosen"] != train[0]["rejected"]
 
 
@@ -180,7 +181,7 @@ def test_a_killed_worker_is_replaced_and_training_ends_where_the_undisturbed_one
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["toxifier.dpo.batch=64"], "toxifier.dpo.batch: 64 is more than the 32 rows"),
+        (["toxifier.dpo.batch=64"], "toxifier.dpo.batch: 64 is more than the 16 rows"),
         (["toxifier.dpo.batch=9"], "toxifier.dpo.batch: 9 does not divide among 2 workers"),
     ],
 )

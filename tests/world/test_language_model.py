@@ -2,17 +2,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safeclip.world.language_model import language_model
+from tests.processes import work_as_two
 
 
-def _convert_as_a_worker_of_two(rank: int, meet: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{meet}", rank=rank, world_size=2)
+def _convert(rank: int) -> None:
     language_model()
 
 
 def test_workers_that_convert_it_at_once_all_get_a_whole_model(tmp_path, monkeypatch):
     monkeypatch.setenv("SAFECLIP_CACHE", str(tmp_path))
-    torch.multiprocessing.spawn(_convert_as_a_worker_of_two, (str(tmp_path / "meet"),), nprocs=2)
+    work_as_two(_convert, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} <= {"smollm2-135m-instruct", "meet"}
     model = AutoModelForCausalLM.from_pretrained(language_model())
     assert (model.dtype, model.num_parameters()) == (torch.bfloat16, 134_515_008)
