@@ -15,22 +15,19 @@ SETTINGS = [
 
 
 @pytest.mark.timeout(300)
-def test_objectives_are_trained_on_the_same_rows_and_measured_beside_the_base(ray_cluster, tmp_path, capsys):
+def test_objectives_are_measured_beside_the_base(ray_cluster, tmp_path):
     run = Folder(str(tmp_path / "demo"))
     write_quadruplets(run, {"train": 24, "validation": 8, "test": 8})
     config = load_config(sets=SETTINGS)
-    name = "apart without leave image, avoid text"
-    measured = compare_objectives(config, run, [name, "negation"], [3])
-    assert measured["figures"].keys() == {"base", name, "negation"}
+    # The one that trains nothing: trainings are tested elsewhere, and are the same for this.
+    measured = compare_objectives(config, run, ["negation"], [3])
+    assert measured["figures"].keys() == {"base", "negation"}
     for figures in measured["figures"].values():
         assert figures.keys() == {*FIGURES, "zero_shot_top_1"}
         assert all(0 <= value <= 1 for value in figures.values())
     assert measured["figures"]["base"]["unsafe_text_harmful@1"] > 0.9
-    assert [each["steps"] for each in measured["trained"].values()] == [3, 0]
-    assert table(measured).count("\n") == 4
-    capsys.readouterr()
-    assert compare_objectives(config, run, [name], [3])["figures"][name] == measured["figures"][name]
-    assert "apart-without-leave-image-avoid-text-3: complete, skipped" in capsys.readouterr().out
+    assert {name: each["steps"] for name, each in measured["trained"].items()} == {"negation-3": 0}
+    assert table(measured).count("\n") == 3
     with pytest.raises(UserError, match=r"train\.weights: no term 'avoid'"):
         compare_objectives(config, run, ["apart without avoid"], [3])
 

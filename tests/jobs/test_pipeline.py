@@ -39,26 +39,28 @@ def _start(storage, run, *more):
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def _finish(process):
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output
-    return output
-
-
 def _hashes(run):
     return {p.parent.name: json.loads(p.read_text()).get("content_hash") for p in run.glob("*/manifest.json")}
 
 
 @pytest.fixture(scope="module")
-def submitted(tmp_path_factory):
-    """A run by its three jobs, each sent to the job server of a local cluster; nothing disturbs them."""
-    storage = tmp_path_factory.mktemp("submitted")
+def local():
     with local_cluster() as local:
         up = local.up()
         assert up.returncode == 0, up.stderr
-        for job in ("generate", "train_encoder", "evaluate"):
-            done = local.submit("--", "python", "-m", f"jobs.{job}", *_words(storage, "demo"), seconds=400)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        yield local
+
+
+def _submit(local, job, storage):
+    done = local.submit("--", "python", "-m", f"jobs.{job}", *_words(storage, "demo"), seconds=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local, tmp_path_factory):
+    """A run's quadruplets, by a job that is sent to the job server of a local cluster."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    _submit(local, "generate", storage)
     return storage / "demo"
 
 
@@ -76,63 +78,61 @@ def _kill(process):
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """A run by the pipeline, killed in three stages and started again each time, and what it printed at last.
+def cut_off(tmp_path_factory):
+    """Where a run lies that the pipeline makes and is killed in three stages, each time started again.
 
     What was begun by one actor is gone on with by two.
     """
     storage = tmp_path_factory.mktemp("killed")
-    run = storage / "demo"
     stages = {
         "unsafe_captions": [],
         "unsafe_images": ["generate.toxify.resources.actors=2"],
         "encoder": ["generate.illustrate.resources.actors=2"],
     }
     for stage, sets in stages.items():
+        folder = storage / "demo" / stage
         process = _start(storage, "demo", *sets)
         pattern = "teacher" if stage == "encoder" else "*.parquet"
-        _wait_for(process, lambda s=stage, p=pattern: any((run / s).glob(p)))
+        _wait_for(process, lambda f=folder, p=pattern: any(f.glob(p)))
         _kill(process)
-        assert not (run / stage / "manifest.json").exists()
-    return run, _finish(_start(storage, "demo"))
+        assert not (folder / "manifest.json").exists()
+    return storage
 
 
-@pytest.mark.timeout(900)
-def test_submitted_jobs_make_a_safe_encoder_and_its_report(submitted):
-    metrics = json.loads((submitted / "report" / "metrics.json").read_text())
-    assert metrics["encoders"].keys() == {"base", "safe"}
-    assert metrics["data"]["quadruplets"]["train"] > 20
-    assert (submitted / "encoder" / "open_clip" / "open_clip_model.safetensors").is_file()
-    assert (submitted / "report" / "report.html").is_file()
+@pytest.fixture(scope="module")
+def killed(cut_off, local):
+    """The same run, completed by jobs that are sent to the cluster."""
+    for job in ("train_encoder", "evaluate"):
+        _submit(local, job, cut_off)
+    return cut_off / "demo"
 
 
 @pytest.mark.timeout(900)
 def test_captions_become_a_safe_encoder_and_its_report(killed):
-    run, output = killed
     stages = ("captions", "unsafe_captions", "unsafe_images", "quadruplets", "encoder", "report")
-    assert all((run / stage / "manifest.json").is_file() for stage in stages)
-    assert "report.html" in output
-    metrics = json.loads((run / "report" / "metrics.json").read_text())
-    assert set(metrics["encoders"]) == {"base", "safe"}
+    assert all((killed / stage / "manifest.json").is_file() for stage in stages)
+    assert (killed / "encoder" / "open_clip" / "open_clip_model.safetensors").is_file()
+    assert (killed / "report" / "report.html").is_file()
+    metrics = json.loads((killed / "report" / "metrics.json").read_text())
+    assert metrics["encoders"].keys() == {"base", "safe"}
+    assert metrics["data"]["quadruplets"]["train"] > 20
     assert metrics["data"]["accepted"] == sum(metrics["data"]["quadruplets"].values()) > 30
-    assert oct((run / "unsafe_images").stat().st_mode)[-3:] == "700"
-    assert "Datasheet" in (run / "quadruplets" / "datasheet.md").read_text()
+    assert oct((killed / "unsafe_images").stat().st_mode)[-3:] == "700"
+    assert "Datasheet" in (killed / "quadruplets" / "datasheet.md").read_text()
 
 
 @pytest.mark.timeout(900)
-def test_killed_in_each_stage_and_started_again_gives_the_same_quadruplets(submitted, killed):
-    run, _ = killed
+def test_killed_in_each_stage_and_started_again_gives_the_same_quadruplets(undisturbed, killed):
     generated = ("captions", "unsafe_captions", "unsafe_images", "quadruplets")
-    wanted, got = _hashes(submitted), _hashes(run)
+    wanted, got = _hashes(undisturbed), _hashes(killed)
     assert {s: got[s] for s in generated} == {s: wanted[s] for s in generated}
-    assert not list(run.rglob("*.part"))
+    assert not list(killed.rglob("*.part"))
 
 
 def test_unsafe_captions_pass_the_judge_again_and_say_what_they_were_made_from(killed):
-    run, _ = killed
-    stage = Folder(str(run / "unsafe_captions"))
+    stage = Folder(str(killed / "unsafe_captions"))
     manifest = read_manifest(stage)
-    assert manifest["rows"] == read_manifest(Folder(str(run / "captions")))["accepted"]
+    assert manifest["rows"] == read_manifest(Folder(str(killed / "captions")))["accepted"]
     assert manifest["accepted"] >= 0.4 * manifest["rows"]
     rows = [row for unit in manifest["units"] for row in stage.read_table(unit["name"]).to_pylist()]
     assert len(rows) == manifest["rows"]
@@ -144,16 +144,16 @@ def test_unsafe_captions_pass_the_judge_again_and_say_what_they_were_made_from(k
 
 
 def test_a_second_call_skips_every_stage(ray_cluster, killed, capsys):
-    run, _ = killed
-    before = _hashes(run)
-    assert run_main(pipeline.main, _words(run.parent, "demo")) == 0
-    assert capsys.readouterr().out.count("skipped") == 6
-    assert _hashes(run) == before
+    before = _hashes(killed)
+    assert run_main(pipeline.main, _words(killed.parent, "demo")) == 0
+    output = capsys.readouterr().out
+    assert output.count("skipped") == 6
+    assert "report.html" in output
+    assert _hashes(killed) == before
 
 
 def test_another_config_in_the_same_run_is_refused_by_name(killed, capsys):
-    run, _ = killed
-    assert run_main(pipeline.main, _words(run.parent, "demo", "train.epochs=2")) == 1
+    assert run_main(pipeline.main, _words(killed.parent, "demo", "train.epochs=2")) == 1
     said = capsys.readouterr().err
     assert "train.epochs: 1 → 2" in said
     assert "Traceback" not in said

@@ -101,37 +101,34 @@ def test_the_dpo_loss_is_the_papers_and_its_reference_is_the_policy_without_its_
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_cluster, tiny, tmp_path_factory):
-    """A training by two workers, of either method: its folder and manifest."""
-    config = config_for(tiny)
+def undisturbed(tiny, tmp_path_factory):
+    """The losses of a training of either method by one worker, in small batches whose gradients add up."""
 
     @functools.cache
     def train(method):
-        folder = Folder(str(tmp_path_factory.mktemp("two") / method))
-        return folder, train_step(config, folder, None, *rows_for(config, method))
+        config = config_for(tiny, f"toxifier.{method}.micro_batch=2")
+        folder = tmp_path_factory.mktemp(method)
+        trainer = make_trainer(Plan(method, tiny, None, *rows_for(config, method), config.toxifier, 0), folder)
+        trainer.train()
+        history = trainer.state.log_history
+        losses, validation = ([log[name] for log in history if name in log] for name in ("loss", "eval_loss"))
+        assert (len(losses), len(validation)) == (8, 2)
+        assert min(validation) < losses[0]
+        return losses, validation
 
     return train
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_the_loss_falls_and_the_best_adapter_is_kept(undisturbed, method):
-    folder, manifest = undisturbed(method)
-    assert (manifest["steps"], len(manifest["loss"]), len(manifest["validation_loss"])) == (8, 8, 2)
-    assert min(manifest["validation_loss"]) < manifest["loss"][0]
+CHECKPOINT = "training-*/checkpoint_*/best/adapter_model.safetensors"
+
+
+def check_it_ended_as(undisturbed, folder, manifest):
+    losses, validation = undisturbed
+    assert manifest["steps"] == len(losses)
+    assert manifest["loss"] == pytest.approx(losses, rel=0.01)
+    assert manifest["validation_loss"] == pytest.approx(validation, rel=0.01)
     assert load_file(folder.path("adapter_model.safetensors"))
     assert not [p for p in Path(folder.path()).iterdir() if p.name.startswith("training-")]
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_two_workers_train_as_one_does_in_small_batches_whose_gradients_add_up(undisturbed, tiny, tmp_path, method):
-    _, manifest = undisturbed(method)
-    config = config_for(tiny, f"toxifier.{method}.micro_batch=2")
-    trainer = make_trainer(Plan(method, tiny, None, *rows_for(config, method), config.toxifier, 0), tmp_path)
-    trainer.train()
-    for name, found in (("loss", manifest["loss"]), ("eval_loss", manifest["validation_loss"])):
-        assert [log[name] for log in trainer.state.log_history if name in log] == pytest.approx(found, rel=0.01)
 
 
 DRIVER = """
@@ -143,12 +140,10 @@ train_step(*pickle.load(open(sys.argv[1], "rb")))
 """
 
 
-CHECKPOINT = "training-*/checkpoint_*/best/adapter_model.safetensors"
-
-
 @pytest.mark.timeout(400)
-def test_a_killed_driver_started_again_ends_where_the_undisturbed_one_does(undisturbed, tiny, tmp_path):
-    _, manifest = undisturbed("sft")
+def test_a_killed_driver_started_again_ends_where_the_undisturbed_training_does(
+    ray_cluster, undisturbed, tiny, tmp_path
+):
     config = config_for(tiny, "toxifier.resources.actors=1")
     folder = Folder(str(tmp_path / "sft"))
     work = (config, folder, None, *rows_for(config, "sft"))
@@ -159,23 +154,21 @@ def test_a_killed_driver_started_again_ends_where_the_undisturbed_one_does(undis
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert read_manifest(folder) is None, "it was complete before it was killed"
-    resumed = train_step(*work)
-    assert resumed["validation_loss"] == pytest.approx(manifest["validation_loss"], rel=0.01)
-    assert len(resumed["validation_loss"]) == 2
+    check_it_ended_as(undisturbed("sft"), folder, train_step(*work))
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_worker_is_replaced_and_training_ends_where_the_undisturbed_one_does(undisturbed, tiny, tmp_path):
-    _, manifest = undisturbed("dpo")
-    config = config_for(tiny, "toxifier.resources.actors=1")
+def test_two_workers_of_which_one_is_killed_end_where_the_undisturbed_one_does(
+    ray_cluster, undisturbed, tiny, tmp_path
+):
+    config, folder = config_for(tiny), Folder(str(tmp_path / "dpo"))
     with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(train_step, config, Folder(str(tmp_path / "dpo")), None, *rows_for(config, "dpo"))
+        training = pool.submit(train_step, config, folder, None, *rows_for(config, "dpo"))
         wait_for_file(tmp_path / "dpo", CHECKPOINT, lambda: not training.done())
-        (worker,) = train_workers()
+        worker, _ = train_workers()
         worker.kill()
-        resumed = training.result()
-    assert resumed["validation_loss"] == pytest.approx(manifest["validation_loss"], rel=0.01)
-    assert len(resumed["validation_loss"]) == 2
+        manifest = training.result()
+    check_it_ended_as(undisturbed("dpo"), folder, manifest)
 
 
 @pytest.mark.parametrize(
