@@ -34,13 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     longest = (
         "tests/jobs/test_pipeline",
         "tests/toxifier/test_train",
-        "tests/jobs/test_train",
         "tests/encoder/test_train",
+        "tests/jobs/test_train",
         "tests/jobs/test_command",
-        "tests/generation/test_toxify",
         "tests/evaluation/test_evaluate",
         "tests/encoder/test_elastic",
-        "tests/benchmarks/test_objectives",
         "tests/cluster/test_local",
         "tests/world/test_language_model",
     )
