@@ -28,13 +28,14 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("benchmark", choices=["train", "objectives", "evaluate"], help="what to compare")
     words.add_argument("--json", metavar="FILE", type=Path, help="where the figures go")
     words.add_argument("--repeats", type=int, default=3, help="of train and evaluate; default 3")
-    words.add_argument(
+    which = words.add_mutually_exclusive_group()
+    which.add_argument(
         "--objectives",
         nargs="+",
         metavar="NAME",
         help="which, all of the library's unless given; also 'NAME without TERM, TERM'",
     )
-    words.add_argument("--ablate", action="store_true", help="the config's objective, and without each of its terms")
+    which.add_argument("--ablate", action="store_true", help="the config's objective, and without each of its terms")
     words.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of objectives; default 0 1 2")
     for side in ("queries", "items"):
         words.add_argument(f"--{side}", type=int, default=100_000, help="of evaluate; default 100000")

@@ -33,5 +33,7 @@ def work_as_two(work: Callable[..., None], folder: Path, *arguments: object) -> 
 def _join(_: int, rank: int, work: Callable[..., None], folder: Path, *arguments: object) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    work(rank, *arguments)
-    torch.distributed.destroy_process_group()
+    try:
+        work(rank, *arguments)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -4,11 +4,12 @@ import re
 import statistics
 from typing import Any
 
-from safeclip.artifacts import Folder
+from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config
 from safeclip.encoder.model import Encoder
 from safeclip.encoder.objectives import NEGATION, OBJECTIVES, make_objective
-from safeclip.encoder.train import train_encoder
+from safeclip.encoder.train import check_settings, train_encoder
+from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import embed_sets
 from safeclip.evaluation.encoders import Source, load_from
 from safeclip.evaluation.retrieval import TASKS, run_tasks
@@ -51,13 +52,17 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
     Raises:
         UserError: as `train_encoder` does.
     """
+    quadruplets = read_manifest(run / "quadruplets")
+    if quadruplets is not None:
+        for name in names:  # before the first one trains for minutes
+            check_settings(candidate(config, name, 0).train, quadruplets["data"]["quadruplets"])
     encoders: dict[str, Source] = {"base": config.train.base}
     trained = {}
     for name in names:
         for seed in seeds:
             label = _label(name, seed)
             folder = run / "benchmark" / label
-            manifest = train_encoder(_with(config, name, seed), run, folder, run / "benchmark" / f"shared-{seed}")
+            manifest = train_encoder(candidate(config, name, seed), run, folder, run / "benchmark" / f"shared-{seed}")
             encoders[label] = folder / "open_clip"
             trained[label] = {"steps": manifest["train"]["steps"], "seconds": manifest["seconds"]}
     sets = evaluation_sets(run, config.evaluate.rendered, config.seed)
@@ -90,9 +95,16 @@ def _zero_shot(encoder: Encoder, count: int, seed: int) -> float:
 
 
 def ablations(config: Config) -> list[str]:
-    """Returns the names of the config's objective as it is, and without each of its terms."""
+    """Returns the names of the config's objective as it is, and without each of the terms that it uses.
+
+    Raises:
+        UserError: it has no terms.
+    """
     name = config.train.objective
-    return [name, *(f"{name}{WITHOUT}{term}" for term in make_objective(name, config.train.weights).weights)]
+    if name == NEGATION:
+        raise UserError(f"--ablate: {NEGATION} has no terms to leave out; name another with --set train.objective=…")
+    used = make_objective(name, config.train.weights).used
+    return [name, *(f"{name}{WITHOUT}{term}" for term, weight in used.items() if weight)]
 
 
 def _label(name: str, seed: int) -> str:
@@ -100,7 +112,14 @@ def _label(name: str, seed: int) -> str:
     return re.sub(r"[^\w.]+", "-", name.replace(":", ".")) + f"-{seed}"
 
 
-def _with(config: Config, name: str, seed: int) -> Config:
+def candidate(config: Config, name: str, seed: int) -> Config:
+    """Returns the config of a training.
+
+    Args:
+        config: of the run.
+        name: as `compare_objectives` takes it.
+        seed: of adapters, batches and safe pairs.
+    """
     objective, _, terms = name.partition(WITHOUT)
     # The weights that the config gives are of its own objective's terms.
     weights = dict(config.train.weights) if objective == config.train.objective else {}

@@ -41,12 +41,14 @@ def check_settings(train: Train, counts: dict[str, int]) -> None:
         counts: quadruplets by split.
 
     Raises:
-        UserError: an unknown objective, an empty split, a batch that does not fit the data or the workers, or a
-            tracker that is not installed.
+        UserError: an unknown objective or term, an empty split, a batch that does not fit the data or the workers, or
+            a tracker that is not installed.
     """
     check_tracker(train.tracker)
     if train.objective != NEGATION:
         make_objective(train.objective, train.weights)
+    elif train.weights:
+        raise UserError(f"train.weights: {NEGATION} has no terms")
     for split in SPLITS:
         if not counts.get(split):
             raise UserError(f"quadruplets: the {split} split is empty; generate more captions")

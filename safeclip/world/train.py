@@ -3,8 +3,7 @@
 Each part trains by itself in the order above (the UNet reads the encoder's text tower and the VAE, the captioner's
 projector the encoder's image tower). The batch of a step is a function of the step's number, and a checkpoint is kept
 every few steps, so a training that was cut off goes on as if nothing had happened. Finished weights go to
-``safeclip/world/weights/`` in fp16. A GPU is used where there is one, but not for the
-captioner.
+``safeclip/world/weights/`` in fp16. A GPU is used where there is one, but not for the captioner.
 """
 
 import argparse

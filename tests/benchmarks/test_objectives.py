@@ -1,7 +1,7 @@
 import pytest
 
 from safeclip.artifacts import Folder
-from safeclip.benchmarks.objectives import FIGURES, ablations, compare_objectives, table
+from safeclip.benchmarks.objectives import FIGURES, ablations, candidate, compare_objectives, table
 from safeclip.config import load_config
 from safeclip.encoder.objectives.shield import Shield
 from safeclip.errors import UserError
@@ -28,8 +28,19 @@ def test_objectives_are_measured_beside_the_base(ray_cluster, tmp_path):
     assert measured["figures"]["base"]["unsafe_text_harmful@1"] > 0.9
     assert {name: each["steps"] for name, each in measured["trained"].items()} == {"negation-3": 0}
     assert table(measured).count("\n") == 3
-    with pytest.raises(UserError, match=r"train\.weights: no term 'avoid'"):
-        compare_objectives(config, run, ["apart without avoid"], [3])
+    # Before anything is trained, so the first one's folder is not there.
+    for name, said in (("apart without avoid", "no term 'avoid'"), ("negation without x", "negation has no terms")):
+        with pytest.raises(UserError, match=f"train.weights: {said}"):
+            compare_objectives(config, run, ["shield", name], [3])
+    assert not (run / "benchmark" / "shield-3").exists()
+
+
+def test_terms_that_are_left_out_weigh_nothing_and_the_others_what_they_weighed():
+    config = load_config(sets=["train.objective=shield", "train.weights={match text: 3.0}"])
+    train = candidate(config, "shield without match image, preserve text", 7).train
+    assert (train.objective, candidate(config, "shield", 7).seed) == ("shield", 7)
+    assert train.weights == {"match text": 3.0, "match image": 0.0, "preserve text": 0.0}
+    assert candidate(config, "apart without avoid text", 7).train.weights == {"avoid text": 0.0}
 
 
 def test_an_ablation_leaves_out_one_term_at_a_time():
@@ -37,3 +48,5 @@ def test_an_ablation_leaves_out_one_term_at_a_time():
         "shield",
         *(f"shield without {term}" for term in Shield.weights),
     ]
+    with pytest.raises(UserError, match="negation has no terms to leave out"):
+        ablations(load_config(sets=["train.objective=negation"]))
