@@ -12,14 +12,16 @@ import sys
 from jobs.command import config_of, parser, ray_session, run_folder, run_main
 from safeclip.artifacts import Folder
 from safeclip.config import Config
-from safeclip.generation.captions import make_captions
-from safeclip.generation.illustrate import make_unsafe_images
-from safeclip.generation.quadruplets import make_quadruplets, purge
-from safeclip.generation.toxify import make_unsafe_captions
 
 
 def generate(config: Config, run: Folder) -> None:
     """Runs the stages of the generation and prints what they made."""
+    # These import for seconds, and a command line that is refused need not wait for that.
+    from safeclip.generation.captions import make_captions
+    from safeclip.generation.illustrate import make_unsafe_images
+    from safeclip.generation.quadruplets import make_quadruplets
+    from safeclip.generation.toxify import make_unsafe_captions
+
     make_captions(config, run)
     make_unsafe_captions(config, run)
     make_unsafe_images(config, run)
@@ -36,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = words.parse_args(arguments)
     config = config_of(options)
     if options.purge:
+        from safeclip.generation.quadruplets import purge
+
         removed = purge(Folder(config.storage) / config.run)
         print(f"removed: {', '.join(removed) or 'nothing, there were no unsafe pictures'}")
         return

@@ -14,8 +14,6 @@ import sys
 
 from jobs.command import config_of, parser, ray_session, run_folder, run_main
 from safeclip.artifacts import Folder
-from safeclip.encoder.publish import export_checkpoint
-from safeclip.encoder.train import train_encoder
 from safeclip.errors import UserError
 
 
@@ -29,10 +27,14 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("--export and --to go together")
     config = config_of(options)
     if options.export is not None:
+        from safeclip.encoder.publish import export_checkpoint
+
         export_checkpoint(config, Folder(options.export), Folder(options.to))
         print(f"exported to {options.to}")
         return
     with run_folder(config, options.replace) as run, ray_session(config):
+        from safeclip.encoder.train import train_encoder  # imports for seconds, which a refusal need not wait for
+
         manifest = train_encoder(config, run)
     done = manifest["train"]
     print(

@@ -1,5 +1,6 @@
 """Runs a training loop in Ray Train's workers: what the encoder's and the toxifier's trainings share."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ _RESIZE_EVERY = 30.0  # seconds between looks for room for more workers
 
 
 def fit(
-    loop: Callable[[dict[str, Any]], None],
+    loop: Callable[[Any], None],
     plan: Any,
     stage: Stage,
     resources: Resources,
@@ -28,7 +29,7 @@ def fit(
     last one.
 
     Args:
-        loop: what each worker calls, with `{"plan": plan}`.
+        loop: a module's function that each worker calls with the plan.
         plan: plain data for the workers.
         stage: whose training it is.
         resources: how many workers, and what each reserves.
@@ -47,8 +48,9 @@ def fit(
     folder = stage.folder
     reserved = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     trainer = TorchTrainer(
-        loop,
-        train_loop_config={"plan": plan},
+        _work,
+        # As bytes, so that Ray Train's controller, which only hands it on, need not import what workers do.
+        train_loop_config={"work": pickle.dumps((loop, plan))},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # declared as its predecessor
             num_workers=resources.actors if min_workers is None else (min_workers, resources.actors),
             use_gpu=resources.gpus > 0,
@@ -74,6 +76,11 @@ def fit(
             if isinstance(cause := getattr(failure, "cause", failure), UserError):
                 raise cause from error
         raise
+
+
+def _work(settings: dict[str, bytes]) -> None:
+    loop, plan = pickle.loads(settings["work"])
+    loop(plan)
 
 
 def remove_training(folder: Folder) -> None:

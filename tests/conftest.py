@@ -29,13 +29,18 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take longest first: one of two processes would else be left with them in the end."""
+    """Tells two processes how to divide the work: by files, those that take longest first.
+
+    The other way round, one process would be left with the longest in the end. Files whose tests use the same report
+    go together, since each process would make one of its own.
+    """
     longest = (
         "tests/jobs/test_pipeline",
-        "tests/toxifier/test_train",
+        "tests/jobs/test_train_toxifier",
         "tests/encoder/test_train",
-        "tests/jobs/test_train",
+        "tests/toxifier/test_train",
         "tests/jobs/test_command",
         "tests/evaluation/test_evaluate",
         "tests/encoder/test_elastic",
@@ -43,3 +48,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "tests/world/test_language_model",
     )
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if item.nodeid.startswith(name)), 99))
+    sharing = {item.path for item in items if "report" in item.fixturenames}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("report" if item.path in sharing else str(item.path)))

@@ -1,7 +1,7 @@
 """The processes of the tests' own Ray, to kill one of them, and a process beside this one."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import psutil
@@ -14,13 +14,20 @@ def train_workers() -> list[psutil.Process]:
     return [process for process in mine if process.name().startswith("ray::RayTrainWorker")]
 
 
-def wait_for_file(folder: Path, pattern: str, alive: Callable[[], bool], seconds: float = 200) -> None:
-    """Waits until a file is there, as long as what writes it is alive."""
+def wait_for_file(
+    folder: Path,
+    pattern: str,
+    alive: Callable[[], bool],
+    besides: Collection[Path] = (),
+    seconds: float = 200,
+) -> set[Path]:
+    """Waits for a file besides those given, as long as what writes it is alive, and returns which there are."""
     deadline = time.monotonic() + seconds
-    while not list(folder.glob(pattern)):
+    while not (found := set(folder.glob(pattern)) - set(besides)):
         assert alive(), "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return found
 
 
 def work_as_two(work: Callable[..., None], folder: Path, *arguments: object) -> None:

@@ -3,13 +3,12 @@
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from safeclip.encoder.worker import Worker
+from safeclip.encoder.worker import Plan, Worker
 
 
-def train_loop(settings: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker; `settings` holds a `Plan` as "plan"."""
+def train_loop(plan: Plan) -> None:
+    """What Ray Train runs in each worker."""
     import ray.train
     import ray.train.torch
 
@@ -17,7 +16,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), str(ray.train.torch.get_device())
     worker = Worker(
-        settings["plan"],
+        plan,
         rank,
         context.get_local_rank(),
         context.get_world_size(),

@@ -75,6 +75,22 @@ class SplitAttention(nn.Module):
         return fused.to(self.out_proj.weight.device)
 
 
+class Dropout(nn.Dropout):
+    """What `nn.Dropout` computes, in less than half the time on a CPU, where its random numbers come one by one.
+
+    Here a 64-bit number decides on four elements, so the rate is a multiple of 2⁻¹⁶.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns x with elements left out at random, and the others enlarged to keep its mean."""
+        if not (self.training and self.p) or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        dropped = min(round(self.p * 2**16), 2**16 - 1)
+        random = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = (random[: x.numel()] >= dropped - 2**15).view(x.shape)
+        return x * kept.view(torch.int8).to(x.dtype).mul_(2**16 / (2**16 - dropped))  # bool takes longer to convert
+
+
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
@@ -130,10 +146,12 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return get_peft_model(student, settings)
+            adapted = get_peft_model(student, settings)
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"train.lora.targets: {lora.targets or 'the default'!r} will not do: {reason}") from error
+    _replace(adapted, nn.Dropout, lambda dropout: Dropout(dropout.p))
+    return adapted
 
 
 def lower_frozen(student: nn.Module, dtype: torch.dtype) -> None:

@@ -1,9 +1,11 @@
 """The LLM that rewrites captions: a vLLM engine in this process, and the LoRA adapter that it may have."""
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,13 +77,14 @@ def model_path(name: str) -> str:
 class LanguageModel:
     """A vLLM engine on this process's GPU, or on the CPU where it has none."""
 
-    def __init__(self, settings: Toxify, adapter: Folder | None = None) -> None:
+    def __init__(self, settings: Toxify, adapter: Folder | None = None, later: Sequence[Folder] = ()) -> None:
         """Loads the engine.
 
         Args:
             settings: which model, and how it samples.
             adapter: what it answers with, if any. vLLM adds it on a GPU. On a CPU that took three times as long as
                 the model alone, so there it is merged into the weights first.
+            later: adapters that `use` may put in its place.
         """
         # vLLM reads these when it is imported: the engine stays in this process, on the threads that Ray gave it.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -90,26 +93,44 @@ class LanguageModel:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         import torch
 
-        self.settings, self.lora = settings, None
-        with tempfile.TemporaryDirectory(prefix="safeclip-llm-") as name:
-            place, path = Path(name), model_path(settings.model)
-            if torch.cuda.is_available():
-                for_device: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory}
-                if adapter is not None:
-                    self.lora = _lora_request(adapter)
-                    for_device |= {"enable_lora": True, "max_lora_rank": _rank_limit(adapter)}
-            else:
-                # vLLM rewinds the generator where a prompt is prefilled in chunks; a CPU's cannot be: so no chunks.
-                for_device = {
-                    "enforce_eager": True,
-                    "enable_chunked_prefill": False,
-                    "max_num_seqs": 64,
-                    "max_num_batched_tokens": max(8192, settings.max_model_len),
-                }
-                if adapter is not None:
-                    save_merged(path, adapter, place)
-                    path = str(place)
+        self.settings, self.adapter, self.lora = settings, adapter, None
+        self.path, self.on_gpu = model_path(settings.model), torch.cuda.is_available()
+        self.known = [*([adapter] if adapter else []), *later]
+        if self.on_gpu:
+            for_device: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory}
+            if self.known:
+                for_device |= {"enable_lora": True, "max_lora_rank": max(map(_rank_limit, self.known))}
+        else:
+            # vLLM rewinds the generator where a prompt is prefilled in chunks; a CPU's cannot be: so no chunks.
+            for_device = {
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "max_num_seqs": 64,
+                "max_num_batched_tokens": max(8192, settings.max_model_len),
+            }
+        with self._weights(adapter) as path:
             self.engine = _engine(settings, path, for_device)
+
+    @contextlib.contextmanager
+    def _weights(self, adapter: Folder | None) -> Iterator[str]:
+        """Has vLLM add an adapter from now on, or merges it, and gives the weights that the engine then needs."""
+        if self.on_gpu or adapter is None:
+            self.lora = None if adapter is None else _lora_request(adapter, self.known.index(adapter) + 1)
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory(prefix="safeclip-llm-") as place:
+            save_merged(self.path, adapter, Path(place))
+            yield place
+
+    def use(self, adapter: Folder | None) -> None:
+        """Answers with this adapter from now on: one of those given at first, or None for the model alone."""
+        if adapter == self.adapter:
+            return
+        with self._weights(adapter) as path:
+            if not self.on_gpu:
+                self.engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        self.adapter = adapter
+        self.forget()
 
     def forget(self) -> None:
         """Empties the prefix cache, so that the rounding of what follows never depends on what came before."""
@@ -161,14 +182,14 @@ def _engine(settings: Toxify, path: str, for_device: dict[str, Any]) -> Any:
     )
 
 
-def _lora_request(adapter: Folder) -> Any:
+def _lora_request(adapter: Folder, number: int) -> Any:
     from vllm.lora.request import LoRARequest
 
     path = adapter.path()
     if not adapter.is_local:
         path = tempfile.mkdtemp(prefix="safeclip-adapter-")
         copy_adapter(adapter, Path(path))
-    return LoRARequest("toxifier", 1, os.path.abspath(path))
+    return LoRARequest(f"toxifier-{number}", number, os.path.abspath(path))
 
 
 def _rank_limit(adapter: Folder) -> int:

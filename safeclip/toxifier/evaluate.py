@@ -90,9 +90,9 @@ def evaluate_toxifier(config: Config, run: Folder) -> dict[str, Any]:
         raise UserError(f"{run.url}: toxifier is not complete; run jobs.train_toxifier first")
     captions = unseen_captions(config, run)
     resources = config.generate.toxify.resources
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(_measure)
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(_measure_each)
     adapters = {"prompted": None, "sft": run / "toxifier" / "sft", "dpo": run / "toxifier" / "adapter"}
-    found = dict(zip(adapters, ray.get([task.remote(config, a, captions) for a in adapters.values()]), strict=True))
+    found = ray.get(task.remote(config, adapters, captions))
     settings, seed = config.toxifier.evaluation, config.seed
     per_caption = {name: {k: np.array(v) for k, v in each["per_caption"].items()} for name, each in found.items()}
     measured: dict[str, Any] = {
@@ -114,11 +114,18 @@ def evaluate_toxifier(config: Config, run: Folder) -> dict[str, Any]:
     return measured
 
 
-def _measure(config: Config, adapter: Folder | None, captions: list[str]) -> dict[str, Any]:
-    """Measures one model, in a process of its own."""
+def _measure_each(
+    config: Config, adapters: dict[str, Folder | None], captions: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Measures the models, in a process of their own and by one engine: to start one takes longer than to measure."""
+    llm = LanguageModel(config.generate.toxify, later=[adapter for adapter in adapters.values() if adapter])
+    return {name: _measure(config, llm, adapter, captions) for name, adapter in adapters.items()}
+
+
+def _measure(config: Config, llm: LanguageModel, adapter: Folder | None, captions: list[str]) -> dict[str, Any]:
     settings = config.generate.toxify
-    examples = [] if adapter else read_examples(settings.examples)
-    writer = Writer(LanguageModel(settings, adapter), examples, config.seed)
+    llm.use(adapter)
+    writer = Writer(llm, [] if adapter else read_examples(settings.examples), config.seed)
     judge, lenient = (make_text_judge(config.generate.judges, held_out) for held_out in (False, True))
     encoder = None if config.generate.judges.text == "world" else load_encoder(config.train.base)
     tasks = tasks_for(captions, config.generate.draws(), settings.terms, config.seed)

@@ -166,15 +166,10 @@ class Reporter(TrainerCallback):
             shutil.rmtree(self.last, ignore_errors=True)
 
 
-def train_loop(config: dict[str, Any]) -> None:
-    """Runs in each of Ray Train's workers: trains, from the last checkpoint if there is one.
-
-    Args:
-        config: `plan`, a Plan.
-    """
+def train_loop(plan: Plan) -> None:
+    """Runs in each of Ray Train's workers: trains, from the last checkpoint if there is one."""
     import ray.train
 
-    plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     with tempfile.TemporaryDirectory(prefix="safeclip-toxifier-") as name:

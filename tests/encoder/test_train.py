@@ -41,10 +41,17 @@ def config_for(storage: object, *sets: str) -> Config:
 
 @pytest.fixture(scope="module")
 def trained(ray_cluster, tmp_path_factory):
-    """The stage, run once with two workers."""
-    run = Folder(str(tmp_path_factory.mktemp("runs") / "demo"))
+    """The stage, run once with two workers, one of which is killed within the first epoch."""
+    runs = tmp_path_factory.mktemp("runs")
+    run = Folder(str(runs / "demo"))
     write_quadruplets(run, COUNTS)
-    return run, train_encoder(config_for("unused"), run)
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train_encoder, config_for("unused", "train.checkpoint_steps=1"), run)
+        checkpoint = "demo/encoder/training-*/checkpoint_*/progress.json"
+        wait_for_file(runs, checkpoint, lambda: not training.done())
+        worker, _ = train_workers()
+        worker.kill()  # after 1 of 6 steps, or soon after
+        return run, training.result()
 
 
 def test_the_manifest_tells_what_was_trained(trained):
@@ -64,8 +71,8 @@ def test_card_and_losses_of_each_step_lie_beside_the_exports(trained):
     assert manifest["quadruplets"] in card
     assert "safe-clip" in card
     tracked = run / "encoder" / "tracker"
+    assert len(tracked.files()) >= 6  # one at each checkpoint
     assert all(b"loss/d_G_V_ref" in tracked.read(name) for name in tracked.files())
-    assert len(tracked.files()) == 2  # one for each epoch
 
 
 def test_the_safe_pairs_scenes_are_none_that_tests_are_kept_for(trained):
@@ -179,7 +186,7 @@ def plan(trained):
     return make
 
 
-def test_two_workers_train_as_one_does(trained, plan):
+def test_two_workers_of_which_one_was_killed_end_where_an_undisturbed_one_does(trained, plan):
     _, manifest = trained
     alone = Worker(plan("alone"))
     while not alone.progress.is_over(alone.train):
@@ -250,28 +257,6 @@ def test_a_training_cut_off_within_an_epoch_ends_where_an_undisturbed_one_does(p
     expected, found = trained_state(straight.student), trained_state(second.student)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert record["loss"] == straight.progress.history[0]["loss"]
-
-
-@pytest.mark.timeout(300)
-def test_a_worker_killed_within_an_epoch_is_replaced_and_training_ends_where_the_undisturbed_one_does(
-    trained, plan, tmp_path
-):
-    run, _ = trained
-    sets = ["train.epochs=1", "train.batch=2", "train.checkpoint_steps=2", "train.lora.dropout=0.1"]
-    sets.append("train.keep_best=1")
-    config, folder = config_for("unused", *sets, "train.resources.actors=1"), Folder(str(tmp_path / "encoder"))
-    with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(train_encoder, config, run, folder, run / "encoder")
-        wait_for_file(tmp_path, "encoder/training-*/checkpoint_*/progress.json", lambda: not training.done())
-        (worker,) = train_workers()
-        worker.kill()  # after 2 of 12 steps, or soon after
-        found = training.result()["history"]
-    undisturbed = Worker(plan("undisturbed", *sets))
-    undisturbed.take_epoch()
-    (expected,) = undisturbed.progress.history
-    assert [record["validation"] for record in found] == [pytest.approx(expected["validation"], rel=1e-4)]
-    assert found[0]["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-    assert not (folder / "best").exists()
 
 
 def test_all_weights_can_be_trained(plan, tmp_path):

@@ -181,7 +181,8 @@ def test_a_thorough_report_has_more_of_what_is_drawn_and_described_and_lies_besi
     assert (more.bootstrap, more.rendered) == (10 * config.evaluate.bootstrap, config.evaluate.rendered)
     small, run, metrics = report
     (tmp_path / "config.yaml").write_text(save_config(small))
-    assert run_main(main, ["--config", str(tmp_path / "config.yaml"), "--thorough"]) == 0
+    words = ["--config", str(tmp_path / "config.yaml"), "--set", "evaluate.resources.actors=1", "--thorough"]
+    assert run_main(main, words) == 0
     thorough = json.loads((run / "report-thorough").read("metrics.json"))
     usual, finer = (m["encoders"]["safe"]["retrieval"] for m in (metrics, thorough))
     assert [finer[task]["r@1"] for task in TASKS] == [usual[task]["r@1"] for task in TASKS]

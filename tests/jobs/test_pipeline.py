@@ -19,7 +19,7 @@ from tests.cluster.conftest import local_cluster
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "captions.count=80", "captions.unit_rows=16", "captions.validation=0.2", "captions.test=0.2",
+    "captions.count=64", "captions.unit_rows=16", "captions.validation=0.2", "captions.test=0.2",
     "generate.max_reject_fraction=0.9", "train.epochs=1", "train.batch=8", "train.preserve.count=48",
     "train.preserve.per_step=8", "train.preserve.unit_rows=8", "train.preserve.drawn=8",
     "evaluate.rendered=40", "evaluate.bootstrap=20", "evaluate.text_to_image=null", "evaluate.image_to_text=null",
@@ -34,9 +34,10 @@ def _words(storage, run, *more):
     return ["--run", run, *sets]
 
 
-def _start(storage, run, *more):
+def _start(storage, run, *more, environment=None):
     command = [sys.executable, "-m", "jobs.pipeline", *_words(storage, run, *more)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    out = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=out, stderr=subprocess.STDOUT)
 
 
 def _hashes(run):
@@ -78,20 +79,21 @@ def _kill(process):
 
 
 @pytest.fixture(scope="module")
-def cut_off(tmp_path_factory):
+def cut_off(local, tmp_path_factory):
     """Where a run lies that the pipeline makes and is killed in three stages, each time started again.
 
-    What was begun by one actor is gone on with by two.
+    What was begun by one actor of a Ray that the pipeline started is gone on with by two of a cluster that it joins.
     """
     storage = tmp_path_factory.mktemp("killed")
+    joining = {**local.environment, "RAY_ADDRESS": f"127.0.0.1:{local.port}"}
     stages = {
-        "unsafe_captions": [],
-        "unsafe_images": ["generate.toxify.resources.actors=2"],
-        "encoder": ["generate.illustrate.resources.actors=2"],
+        "unsafe_captions": ([], None),
+        "unsafe_images": (["generate.toxify.resources.actors=2"], joining),
+        "encoder": (["generate.illustrate.resources.actors=2"], joining),
     }
-    for stage, sets in stages.items():
+    for stage, (sets, environment) in stages.items():
         folder = storage / "demo" / stage
-        process = _start(storage, "demo", *sets)
+        process = _start(storage, "demo", *sets, environment=environment)
         pattern = "teacher" if stage == "encoder" else "*.parquet"
         _wait_for(process, lambda f=folder, p=pattern: any(f.glob(p)))
         _kill(process)
@@ -112,6 +114,7 @@ def test_captions_become_a_safe_encoder_and_its_report(killed):
     stages = ("captions", "unsafe_captions", "unsafe_images", "quadruplets", "encoder", "report")
     assert all((killed / stage / "manifest.json").is_file() for stage in stages)
     assert (killed / "encoder" / "open_clip" / "open_clip_model.safetensors").is_file()
+    assert not (killed / "encoder" / "best").exists(), "only asked for by train.keep_best"
     assert (killed / "report" / "report.html").is_file()
     metrics = json.loads((killed / "report" / "metrics.json").read_text())
     assert metrics["encoders"].keys() == {"base", "safe"}

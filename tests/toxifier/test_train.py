@@ -1,4 +1,3 @@
-import functools
 import os
 import pickle
 import signal
@@ -100,37 +99,6 @@ def test_the_dpo_loss_is_the_papers_and_its_reference_is_the_policy_without_its_
     assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny, tmp_path_factory):
-    """The losses of a training of either method by one worker, in small batches whose gradients add up."""
-
-    @functools.cache
-    def train(method):
-        config = config_for(tiny, f"toxifier.{method}.micro_batch=2")
-        folder = tmp_path_factory.mktemp(method)
-        trainer = make_trainer(Plan(method, tiny, None, *rows_for(config, method), config.toxifier, 0), folder)
-        trainer.train()
-        history = trainer.state.log_history
-        losses, validation = ([log[name] for log in history if name in log] for name in ("loss", "eval_loss"))
-        assert (len(losses), len(validation)) == (8, 2)
-        assert min(validation) < losses[0]
-        return losses, validation
-
-    return train
-
-
-CHECKPOINT = "training-*/checkpoint_*/best/adapter_model.safetensors"
-
-
-def check_it_ended_as(undisturbed, folder, manifest):
-    losses, validation = undisturbed
-    assert manifest["steps"] == len(losses)
-    assert manifest["loss"] == pytest.approx(losses, rel=0.01)
-    assert manifest["validation_loss"] == pytest.approx(validation, rel=0.01)
-    assert load_file(folder.path("adapter_model.safetensors"))
-    assert not [p for p in Path(folder.path()).iterdir() if p.name.startswith("training-")]
-
-
 DRIVER = """
 import pickle, sys
 import ray
@@ -141,34 +109,38 @@ train_step(*pickle.load(open(sys.argv[1], "rb")))
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_driver_started_again_ends_where_the_undisturbed_training_does(
-    ray_cluster, undisturbed, tiny, tmp_path
-):
-    config = config_for(tiny, "toxifier.resources.actors=1")
-    folder = Folder(str(tmp_path / "sft"))
-    work = (config, folder, None, *rows_for(config, "sft"))
-    (tmp_path / "work.pickle").write_bytes(pickle.dumps(work))
+def test_a_killed_driver_and_a_killed_worker_end_where_an_undisturbed_training_does(ray_cluster, tiny, tmp_path):
+    """Two workers begin, one goes on, and another takes its place."""
+    config = config_for(tiny, "toxifier.dpo.epochs=3")
+    folder, rows = Folder(str(tmp_path / "dpo")), rows_for(config, "dpo")
+    (tmp_path / "work.pickle").write_bytes(pickle.dumps((config, folder, None, *rows)))
     words = [str(tmp_path / "work.pickle"), ray.get_runtime_context().gcs_address]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, *words], cwd=ROOT)
-    wait_for_file(tmp_path / "sft", CHECKPOINT, lambda: driver.poll() is None)
+    best = "dpo/training-*/checkpoint_*/best/adapter_model.safetensors"
+    first = wait_for_file(tmp_path, best, lambda: driver.poll() is None)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert read_manifest(folder) is None, "it was complete before it was killed"
-    check_it_ended_as(undisturbed("sft"), folder, train_step(*work))
-
-
-@pytest.mark.timeout(400)
-def test_two_workers_of_which_one_is_killed_end_where_the_undisturbed_one_does(
-    ray_cluster, undisturbed, tiny, tmp_path
-):
-    config, folder = config_for(tiny), Folder(str(tmp_path / "dpo"))
+    alone = config_for(tiny, "toxifier.dpo.epochs=3", "toxifier.resources.actors=1")
     with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(train_step, config, folder, None, *rows_for(config, "dpo"))
-        wait_for_file(tmp_path / "dpo", CHECKPOINT, lambda: not training.done())
-        worker, _ = train_workers()
+        training = pool.submit(train_step, alone, folder, None, *rows)
+        wait_for_file(tmp_path, best, lambda: not training.done(), first)
+        (worker,) = train_workers()
         worker.kill()
         manifest = training.result()
-    check_it_ended_as(undisturbed("dpo"), folder, manifest)
+
+    small = config_for(tiny, "toxifier.dpo.epochs=3", "toxifier.dpo.micro_batch=2")  # gradients that add up
+    trainer = make_trainer(Plan("dpo", tiny, None, *rows, small.toxifier, 0), tmp_path / "undisturbed")
+    trainer.train()
+    history = trainer.state.log_history
+    losses, validation = ([log[name] for log in history if name in log] for name in ("loss", "eval_loss"))
+    assert (len(losses), len(validation)) == (12, 3)
+    assert min(validation) < losses[0]
+    assert manifest["steps"] == len(losses)
+    assert manifest["loss"] == pytest.approx(losses, rel=0.01)
+    assert manifest["validation_loss"] == pytest.approx(validation, rel=0.01)
+    assert load_file(folder.path("adapter_model.safetensors"))
+    assert not [p for p in Path(folder.path()).iterdir() if p.name.startswith("training-")]
 
 
 @pytest.mark.parametrize(
