@@ -28,7 +28,7 @@ serve: setup  ## the endpoint of a run's safe encoder, on http://127.0.0.1:8000
 		.venv/bin/serve run serve.app:build_app run=$(RUN) storage=$(STORAGE)
 
 test: setup  ## the tests
-	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: setup  ## what is compared side by side, such as ARGS="objectives --run demo"; the speed of training by default
 	OMP_NUM_THREADS=1 $(python) -m jobs.benchmark $(or $(ARGS),train)

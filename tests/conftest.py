@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -29,13 +30,8 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tells two processes how to divide the work: by files, those that take longest first.
-
-    The other way round, one process would be left with the longest in the end. Files whose tests use the same report
-    go together, since each process would make one of its own.
-    """
+    """Puts the files that take longest first: one of two processes would else be left with them in the end."""
     longest = (
         "tests/jobs/test_pipeline",
         "tests/jobs/test_train_toxifier",
@@ -43,11 +39,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "tests/toxifier/test_train",
         "tests/jobs/test_command",
         "tests/evaluation/test_evaluate",
-        "tests/encoder/test_elastic",
         "tests/cluster/test_local",
         "tests/world/test_language_model",
     )
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if item.nodeid.startswith(name)), 99))
-    sharing = {item.path for item in items if "report" in item.fixturenames}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("report" if item.path in sharing else str(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each of two processes whole files, and those that use the same report to one: each would make its own."""
+    from xdist.scheduler import LoadFileScheduling
+
+    reports = {f"tests/evaluation/{name}.py" for name in ("test_evaluate", "test_reference", "test_report")}
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "reports" if file in reports else file
+
+    return ByFile(config, log)

@@ -1,8 +1,9 @@
 """The processes of the tests' own Ray, to kill one of them, and a process beside this one."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -14,16 +15,10 @@ def train_workers() -> list[psutil.Process]:
     return [process for process in mine if process.name().startswith("ray::RayTrainWorker")]
 
 
-def wait_for_file(
-    folder: Path,
-    pattern: str,
-    alive: Callable[[], bool],
-    besides: Collection[Path] = (),
-    seconds: float = 200,
-) -> set[Path]:
-    """Waits for a file besides those given, as long as what writes it is alive, and returns which there are."""
+def wait_until(condition: Callable[[], Any], alive: Callable[[], bool], seconds: float = 200) -> Any:
+    """Waits for something true, as long as what is to bring it about is alive, and returns it."""
     deadline = time.monotonic() + seconds
-    while not (found := set(folder.glob(pattern)) - set(besides)):
+    while not (found := condition()):
         assert alive(), "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -1,7 +1,10 @@
 import dataclasses
 import math
+import os
+import re
+import subprocess
+import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, read_manifest
-from safeclip.config import Config, load_config
+from safeclip.config import Config, load_config, save_config
 from safeclip.encoder.model import Encoder, load_encoder, text_states
 from safeclip.encoder.objectives import make_objective
 from safeclip.encoder.objectives.safe_clip import SafeClip
@@ -24,13 +27,18 @@ from safeclip.encoder.worker import Plan, Worker, learning_rate
 from safeclip.errors import UserError
 from safeclip.world import scenes
 from tests.encoder.quadruplets import render_quadruplets, write_quadruplets
-from tests.processes import train_workers, wait_for_file, work_as_two
+from tests.processes import work_as_two
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = [
     "train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.schedule=constant",
     "train.lora={alpha: 16.0, dropout: 0.0, targets: null}", "train.objective=safe-clip", "train.average=1",
     "train.preserve={source: world, count: 20, per_step: 8, unit_rows: 10, drawn: 4}", "train.warmup=0",
     "train.max_gradient=null", "train.select=loss", "train.keep_best=2",
+]  # fmt: skip
+OBJECTIVE = "tests.encoder.disturbed:Waiting"  # safe-clip, but that a single worker waits for another
+DISTURBED = [
+    f"train.objective={OBJECTIVE}", "train.min_workers=1", "train.resources.actors=2", "train.checkpoint_steps=1",
 ]  # fmt: skip
 COUNTS = {"train": 25, "validation": 7}
 
@@ -40,24 +48,38 @@ def config_for(storage: object, *sets: str) -> Config:
 
 
 @pytest.fixture(scope="module")
-def trained(ray_cluster, tmp_path_factory):
-    """The stage, run once with two workers, one of which is killed within the first epoch."""
-    runs = tmp_path_factory.mktemp("runs")
-    run = Folder(str(runs / "demo"))
-    write_quadruplets(run, COUNTS)
-    with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(train_encoder, config_for("unused", "train.checkpoint_steps=1"), run)
-        checkpoint = "demo/encoder/training-*/checkpoint_*/progress.json"
-        wait_for_file(runs, checkpoint, lambda: not training.done())
-        worker, _ = train_workers()
-        worker.kill()  # after 1 of 6 steps, or soon after
-        return run, training.result()
+def disturbed(tmp_path_factory):
+    """Where the stage was run once: begun by one worker, gone on with by two, of which one was killed; its output."""
+    place = tmp_path_factory.mktemp("runs")
+    write_quadruplets(Folder(str(place / "demo")), COUNTS)
+    config = config_for(place, *DISTURBED)
+    (place / "config.yaml").write_text(save_config(config))
+    command = [sys.executable, "-m", "tests.encoder.disturbed", str(place)]
+    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=380)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+    return place, ended.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(disturbed):
+    """The run's folder, and the stage's manifest."""
+    run = Folder(str(disturbed[0] / "demo"))
+    return run, read_manifest(run / "encoder")
+
+
+def test_workers_that_join_or_are_lost_are_told(disturbed):
+    told = re.findall(r"training goes on after (.+), with (\d) workers", disturbed[1])
+    assert len(told) >= 2
+    assert [workers for _, workers in (told[0], told[-1])] == ["2", "2"]
+    assert told[-1][0].startswith("epoch 1"), "one was killed within the second epoch"
 
 
 def test_the_manifest_tells_what_was_trained(trained):
     run, manifest = trained
     done = manifest["train"]
-    assert (done["objective"], done["epochs"], done["steps"], done["workers"]) == ("safe-clip", 2, 6, 2)
+    assert (done["epochs"], done["steps"], done["workers"]) == (2, 6, 2)
+    assert done["objective"] == OBJECTIVE
     assert done["samples_per_second"] > 0
     first, last = (record["loss"] for record in manifest["history"])
     assert first.keys() == {"total", *SafeClip.weights}
@@ -69,7 +91,7 @@ def test_card_and_losses_of_each_step_lie_beside_the_exports(trained):
     run, manifest = trained
     card = (run / "encoder").read("README.md").decode()
     assert manifest["quadruplets"] in card
-    assert "safe-clip" in card
+    assert OBJECTIVE in card
     tracked = run / "encoder" / "tracker"
     assert len(tracked.files()) >= 6  # one at each checkpoint
     assert all(b"loss/d_G_V_ref" in tracked.read(name) for name in tracked.files())
@@ -166,7 +188,7 @@ def test_the_teachers_embeddings_are_the_base_encoders_bit_for_bit_after_trainin
 
 def test_a_complete_stage_is_skipped(trained, capsys):
     run, manifest = trained
-    assert train_encoder(config_for("unused"), run) == manifest
+    assert train_encoder(config_for("unused", *DISTURBED), run) == manifest
     assert "encoder: complete, skipped" in capsys.readouterr().out
 
 
@@ -186,7 +208,7 @@ def plan(trained):
     return make
 
 
-def test_two_workers_of_which_one_was_killed_end_where_an_undisturbed_one_does(trained, plan):
+def test_the_disturbed_training_ends_where_an_undisturbed_one_does(trained, plan):
     _, manifest = trained
     alone = Worker(plan("alone"))
     while not alone.progress.is_over(alone.train):

@@ -19,7 +19,7 @@ from safeclip.errors import UserError
 from safeclip.toxifier.loop import Plan, make_trainer
 from safeclip.toxifier.pairs import read_pairs
 from safeclip.toxifier.train import check_losses, dpo_rows, sft_rows, train_step
-from tests.processes import train_workers, wait_for_file
+from tests.processes import train_workers, wait_until
 from tests.toxifier.models import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -116,15 +116,18 @@ def test_a_killed_driver_and_a_killed_worker_end_where_an_undisturbed_training_d
     (tmp_path / "work.pickle").write_bytes(pickle.dumps((config, folder, None, *rows)))
     words = [str(tmp_path / "work.pickle"), ray.get_runtime_context().gcs_address]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, *words], cwd=ROOT)
-    best = "dpo/training-*/checkpoint_*/best/adapter_model.safetensors"
-    first = wait_for_file(tmp_path, best, lambda: driver.poll() is None)
+
+    def checkpoints():
+        return set(tmp_path.glob("dpo/training-*/checkpoint_*/best/adapter_model.safetensors"))
+
+    first = wait_until(checkpoints, lambda: driver.poll() is None)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert read_manifest(folder) is None, "it was complete before it was killed"
     alone = config_for(tiny, "toxifier.dpo.epochs=3", "toxifier.resources.actors=1")
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(train_step, alone, folder, None, *rows)
-        wait_for_file(tmp_path, best, lambda: not training.done(), first)
+        wait_until(lambda: checkpoints() - first, lambda: not training.done())
         (worker,) = train_workers()
         worker.kill()
         manifest = training.result()
