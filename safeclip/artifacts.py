@@ -4,6 +4,7 @@ A run folder may be local or any fsspec URL. Files appear whole or not at all. A
 Parquet file each, named by the hash of what it was made from: a unit that is there need not be made again.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -43,8 +44,11 @@ def table_hash(table: pa.Table) -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of the libraries that results depend on."""
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return {name: installed[name] for name in VERSIONED if name in installed}
+    found = {}
+    for name in VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @dataclass(frozen=True)

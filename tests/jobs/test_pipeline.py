@@ -19,10 +19,10 @@ from tests.cluster.conftest import local_cluster
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "captions.count=64", "captions.unit_rows=16", "captions.validation=0.2", "captions.test=0.2",
-    "generate.max_reject_fraction=0.9", "train.epochs=1", "train.batch=8", "train.preserve.count=48",
-    "train.preserve.per_step=8", "train.preserve.unit_rows=8", "train.preserve.drawn=8",
-    "evaluate.rendered=40", "evaluate.bootstrap=20", "evaluate.text_to_image=null", "evaluate.image_to_text=null",
+    "captions.count=40", "captions.unit_rows=8", "captions.validation=0.2", "captions.test=0.2",
+    "generate.max_reject_fraction=0.9", "train.epochs=1", "train.batch=8", "train.preserve.count=16",
+    "train.preserve.per_step=8", "train.preserve.unit_rows=8", "train.preserve.drawn=0",
+    "evaluate.rendered=24", "evaluate.bootstrap=20", "evaluate.text_to_image=null", "evaluate.image_to_text=null",
     # One actor each: on two cores a second one takes more time to start than it saves. The killed run has two later.
     "generate.toxify.resources.actors=1", "generate.illustrate.resources.actors=1", "train.resources.actors=1",
     "evaluate.resources.actors=1",
@@ -118,8 +118,8 @@ def test_captions_become_a_safe_encoder_and_its_report(killed):
     assert (killed / "report" / "report.html").is_file()
     metrics = json.loads((killed / "report" / "metrics.json").read_text())
     assert metrics["encoders"].keys() == {"base", "safe"}
-    assert metrics["data"]["quadruplets"]["train"] > 20
-    assert metrics["data"]["accepted"] == sum(metrics["data"]["quadruplets"].values()) > 30
+    assert metrics["data"]["quadruplets"]["train"] > 10
+    assert metrics["data"]["accepted"] == sum(metrics["data"]["quadruplets"].values()) > 16
     assert oct((killed / "unsafe_images").stat().st_mode)[-3:] == "700"
     assert "Datasheet" in (killed / "quadruplets" / "datasheet.md").read_text()
 

@@ -11,11 +11,11 @@ from jobs.command import run_main
 from jobs.train_toxifier import main
 
 SMALL = [
-    "captions.count=32", "captions.unit_rows=16", "toxifier.count=40", "toxifier.sft.epochs=1",
-    "toxifier.sft.batch=4", "toxifier.preferences.captions=16", "toxifier.preferences.candidates=4",
-    "toxifier.dpo.epochs=1", "toxifier.dpo.batch=2", "toxifier.evaluation.captions=8",
-    "toxifier.evaluation.bootstrap=50", "generate.toxify.adapter=run", "toxifier.resources.actors=1",
-    "generate.toxify.resources.actors=1",
+    "captions.count=32", "captions.unit_rows=16", "toxifier.count=24", "toxifier.sft.epochs=1",
+    "toxifier.sft.batch=2", "toxifier.sft.learning_rate=0.002", "toxifier.preferences.captions=16",
+    "toxifier.preferences.candidates=4", "toxifier.dpo.epochs=1", "toxifier.dpo.batch=2",
+    "toxifier.evaluation.captions=4", "toxifier.evaluation.bootstrap=50", "generate.toxify.adapter=run",
+    "toxifier.resources.actors=1", "generate.toxify.resources.actors=1",
 ]  # fmt: skip
 
 
@@ -37,12 +37,12 @@ def test_it_trains_measures_and_says_where_it_wrote(trained):
     storage, output = trained
     folder = storage / "small" / "toxifier"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["pairs"]["train"] == 32
+    assert manifest["pairs"]["train"] == 18
     assert manifest["preferences"]["pairs"] >= 4
     measured = json.loads((folder / "evaluation.json").read_text())
     for name in ("prompted", "sft", "dpo"):
         row = measured[name]
-        assert row["n"] == 8
+        assert row["n"] == 4
         assert all(0 <= row[key] <= 1 for key in ("accepted", "kept", "heldout_accepted", "duplicates"))
         assert 1 <= row["candidates"] <= 4
         assert row["tokens_per_second"] > 0
