@@ -13,7 +13,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,15 @@ _TARGETS = ["k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding"]
 
 
 def compare_training(repeats: int) -> dict[str, Any]:
-    """Measures the reference's recipe and ours in turn, on one core, and ours by two workers on two cores.
+    """Measures the reference's recipe and ours in turn, on one core, then ours by one worker and two, a core each.
 
     Args:
         repeats: epochs of four steps that each is measured for, after one that is not counted.
 
     Returns:
-        The layout of every benchmark, for `reference_recipe`, `ours_float32`, `ours_bfloat16` and `two_workers`,
-        which train as the faster of ours does (`ours`, also called `one_worker`); `data_wait` is the share of time
-        that ours waits for data.
+        The layout of every benchmark, for `reference_recipe`, `ours_float32` and `ours_bfloat16`, the faster of which
+        is also called `ours`, and for `one_worker` and `two_workers`, processes of their own that train as it does;
+        `data_wait` is the share of time that ours waits for data.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="safeclip-benchmark-") as name:
@@ -75,10 +74,10 @@ def compare_training(repeats: int) -> dict[str, Any]:
                     each[label].append(value)
         fastest = max(ours, key=lambda dtype: statistics.median(each[f"ours_{dtype}"]))
         del reference, ours
-        each["two_workers"] = _two_workers(place, fastest, repeats)
-    best = each[f"ours_{fastest}"]
+        for name, count in (("one_worker", 1), ("two_workers", 2)):
+            each[name] = _speeds_of_workers(place, fastest, repeats, count)
     measured = compared(
-        {**each, "ours": best, "one_worker": best},
+        {**each, "ours": each[f"ours_{fastest}"]},
         "samples/s",
         [("ours", "reference_recipe"), ("ours_float32", "reference_recipe"), ("two_workers", "one_worker")],
         {"data_wait": round(statistics.median(waits), 4), "batch": BATCH, "threads": 1},
@@ -227,19 +226,19 @@ def _image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
 
 
-def _two_workers(place: Path, dtype: str, repeats: int) -> list[float]:
-    plan = plan_training(place, dtype, "two")
-    torch.multiprocessing.spawn(_one_of_two, (plan, str(place), repeats), nprocs=2)
-    return json.loads((place / "two.json").read_text())
+def _speeds_of_workers(place: Path, dtype: str, repeats: int, count: int) -> list[float]:
+    plan = plan_training(place, dtype, f"by-{count}")
+    torch.multiprocessing.spawn(_one_of, (count, plan, str(place), repeats), nprocs=count)
+    return json.loads((place / f"{count}.json").read_text())
 
 
-def _one_of_two(rank: int, plan: Plan, place: str, repeats: int) -> None:
+def _one_of(rank: int, count: int, plan: Plan, place: str, repeats: int) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{place}/meet", rank=rank, world_size=2)
-    wrap: Callable[[torch.nn.Module], torch.nn.Module] = torch.nn.parallel.DistributedDataParallel
-    worker = Worker(plan, rank, rank, 2, wrap=wrap)
+    torch.distributed.init_process_group("gloo", f"file://{place}/meet-{count}", rank=rank, world_size=count)
+    options: dict[str, Any] = {"wrap": torch.nn.parallel.DistributedDataParallel} if count > 1 else {}
+    worker = Worker(plan, rank, rank, count, **options)
     records = [worker.run_epoch() for _ in range(repeats + 1)]
     if rank == 0:
         speeds = [record["samples_per_second"] for record in records[1:] if record is not None]
-        Path(place, "two.json").write_text(json.dumps(speeds))
+        Path(place, f"{count}.json").write_text(json.dumps(speeds))
     torch.distributed.destroy_process_group()
