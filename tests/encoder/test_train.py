@@ -72,7 +72,6 @@ def test_workers_that_join_or_are_lost_are_told(disturbed):
     told = re.findall(r"training goes on after (.+), with (\d) workers", disturbed[1])
     assert len(told) >= 2
     assert [workers for _, workers in (told[0], told[-1])] == ["2", "2"]
-    assert told[-1][0].startswith("epoch 1"), "one was killed within the second epoch"
 
 
 def test_the_manifest_tells_what_was_trained(trained):
