@@ -93,8 +93,7 @@ class LanguageModel:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         import torch
 
-        self.settings, self.adapter, self.lora = settings, adapter, None
-        self.path, self.on_gpu = model_path(settings.model), torch.cuda.is_available()
+        self.settings, self.path, self.on_gpu = settings, model_path(settings.model), torch.cuda.is_available()
         self.known = [*([adapter] if adapter else []), *later]
         if self.on_gpu:
             for_device: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory}
@@ -108,28 +107,20 @@ class LanguageModel:
                 "max_num_seqs": 64,
                 "max_num_batched_tokens": max(8192, settings.max_model_len),
             }
-        with self._weights(adapter) as path:
+        with _merged(self.path, None if self.on_gpu else adapter) as path:
             self.engine = _engine(settings, path, for_device)
+        self.lora = self._request(adapter)
 
-    @contextlib.contextmanager
-    def _weights(self, adapter: Folder | None) -> Iterator[str]:
-        """Has vLLM add an adapter from now on, or merges it, and gives the weights that the engine then needs."""
-        if self.on_gpu or adapter is None:
-            self.lora = None if adapter is None else _lora_request(adapter, self.known.index(adapter) + 1)
-            yield self.path
-            return
-        with tempfile.TemporaryDirectory(prefix="safeclip-llm-") as place:
-            save_merged(self.path, adapter, Path(place))
-            yield place
+    def _request(self, adapter: Folder | None) -> Any:
+        """Returns what tells vLLM to add an adapter, None where it has none to add."""
+        return _lora_request(adapter, self.known.index(adapter) + 1) if self.on_gpu and adapter else None
 
     def use(self, adapter: Folder | None) -> None:
         """Answers with this adapter from now on: one of those given at first, or None for the model alone."""
-        if adapter == self.adapter:
-            return
-        with self._weights(adapter) as path:
-            if not self.on_gpu:
+        self.lora = self._request(adapter)
+        if not self.on_gpu:
+            with _merged(self.path, adapter) as path:
                 self.engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
-        self.adapter = adapter
         self.forget()
 
     def forget(self) -> None:
@@ -180,6 +171,17 @@ def _engine(settings: Toxify, path: str, for_device: dict[str, Any]) -> Any:
         disable_log_stats=True,
         **for_device,
     )
+
+
+@contextlib.contextmanager
+def _merged(path: str, adapter: Folder | None) -> Iterator[str]:
+    """Gives, for the while, the path of a model with an adapter merged into it; without one, the model's own."""
+    if adapter is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="safeclip-llm-") as place:
+        save_merged(path, adapter, Path(place))
+        yield place
 
 
 def _lora_request(adapter: Folder, number: int) -> Any:

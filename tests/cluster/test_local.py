@@ -3,10 +3,11 @@
 import os
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,13 +79,6 @@ def test_a_cluster_comes_up_takes_jobs_and_goes(local):
     assert local("down").stdout == "stopped\n"
     wait_until(lambda: not running(folder) and not running("time.sleep(600)", mark))
     assert local("down").stdout == "no local cluster runs\n"
-
-
-def wait_until(condition, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_a_port_in_use_is_named(local):

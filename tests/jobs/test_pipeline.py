@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from safeclip.artifacts import Folder, read_manifest
 from safeclip.generation.judges import WorldTextJudge
 from safeclip.records import row_id
 from tests.cluster.conftest import local_cluster
+from tests.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -65,12 +65,9 @@ def undisturbed(local, tmp_path_factory):
     return storage / "demo"
 
 
-def _wait_for(process, found, seconds=400):
-    until = time.monotonic() + seconds
-    while not found():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until, "took too long"
-        time.sleep(0.2)
+def _is_alive(process):
+    assert process.poll() is None, process.communicate()[0]
+    return True
 
 
 def _kill(process):
@@ -95,7 +92,7 @@ def cut_off(local, tmp_path_factory):
         folder = storage / "demo" / stage
         process = _start(storage, "demo", *sets, environment=environment)
         pattern = "teacher" if stage == "encoder" else "*.parquet"
-        _wait_for(process, lambda f=folder, p=pattern: any(f.glob(p)))
+        wait_until(lambda f=folder, p=pattern: any(f.glob(p)), lambda p=process: _is_alive(p), 400)
         _kill(process)
         assert not (folder / "manifest.json").exists()
     return storage

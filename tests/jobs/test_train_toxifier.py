@@ -46,6 +46,8 @@ def test_it_trains_measures_and_says_where_it_wrote(trained):
         assert all(0 <= row[key] <= 1 for key in ("accepted", "kept", "heldout_accepted", "duplicates"))
         assert 1 <= row["candidates"] <= 4
         assert row["tokens_per_second"] > 0
+    # Without its adapter the model, which then sees no examples either, would never be accepted.
+    assert all(measured[name]["candidates"] < 4 for name in ("sft", "dpo"))
     assert set(measured["gains"]) == {"sft - prompted", "dpo - sft"}
     assert "| prompted |" in output
     assert f"written to {storage}/small/toxifier/evaluation.json" in output
