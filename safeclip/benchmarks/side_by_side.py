@@ -63,9 +63,11 @@ def peak_memory_gib() -> float:
 
 def table(measured: dict[str, Any]) -> str:
     """Returns what `compared` made as lines for a terminal."""
-    lines = [f"{label:24}{c['median']:>12g} {c['unit']}" for label, c in measured["candidates"].items()]
-    lines += [f"{pair:24}{r['median']:>12g}  [{r['min']:g}, {r['max']:g}]" for pair, r in measured["ratios"].items()]
-    return "\n".join([*lines, *(f"{name:24}{value:>12g}" for name, value in measured["figures"].items())])
+    candidates, ratios, figures = (measured[kind] for kind in ("candidates", "ratios", "figures"))
+    width = max(map(len, [*candidates, *ratios, *figures])) + 1
+    lines = [f"{label:{width}}{c['median']:>10g} {c['unit']}" for label, c in candidates.items()]
+    lines += [f"{pair:{width}}{r['median']:>10g}  [{r['min']:g}, {r['max']:g}]" for pair, r in ratios.items()]
+    return "\n".join([*lines, *(f"{name:{width}}{value:>10g}" for name, value in figures.items())])
 
 
 def _ratio(ones: list[float], others: list[float]) -> dict[str, float]:

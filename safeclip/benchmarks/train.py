@@ -4,7 +4,8 @@ Both train ViT-B/32 with random weights on the same rows: batch 16, captions of 
 The reference's recipe: Hugging Face's CLIPModel with peft's LoRA on the paper's layers, float32, texts padded to 77
 tokens, the safe side, the unsafe side and the teacher in passes of their own, six a step. It is written here from
 that description, less the code's bugs (the teacher is a model of its own, with its dropout off) and less its loading
-of data. Ours is the worker that a training runs, its loading included.
+of data. Ours is the worker that a training runs, its loading included, with adapters that are merged (no dropout);
+a candidate with the recipe's dropout is beside it.
 """
 
 import copy
@@ -25,7 +26,7 @@ from PIL import Image
 
 from safeclip.artifacts import Folder
 from safeclip.benchmarks.side_by_side import compared
-from safeclip.config import Train
+from safeclip.config import Lora, Train
 from safeclip.encoder.export import save_open_clip, to_huggingface
 from safeclip.encoder.model import Encoder, load_encoder
 from safeclip.encoder.objectives import Embeddings
@@ -37,6 +38,7 @@ from safeclip.records import QUADRUPLET
 ARCHITECTURE = "ViT-B-32"
 BATCH = 16
 ROWS = {"train": 64, "validation": 2}
+DROPOUT = 0.1  # of the recipe's adapters
 TOKENS = (12, 24)  # of a caption, start and end among them
 WORDS = ("dog", "cat", "tree", "car", "house", "book", "red", "blue", "big", "old", "on", "with", "near", "and")
 _TARGETS = ["k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding"]
@@ -50,8 +52,8 @@ def compare_training(repeats: int) -> dict[str, Any]:
 
     Returns:
         The layout of every benchmark, for `reference_recipe`, `ours_float32` and `ours_bfloat16`, the faster of which
-        is also called `ours`, and for `one_worker` and `two_workers`, processes of their own that train as it does;
-        `data_wait` is the share of time that ours waits for data.
+        is also called `ours`, for `ours_bfloat16_dropout`, and for `one_worker` and `two_workers`, processes of their
+        own that train as `ours` does; `data_wait` is the share of time that ours waits for data.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="safeclip-benchmark-") as name:
@@ -59,32 +61,48 @@ def compare_training(repeats: int) -> dict[str, Any]:
         encoder = random_encoder(place / "base", ARCHITECTURE)
         write_quadruplets(Folder(name), encoder, ROWS)
         reference = Reference(encoder, place, ROWS["train"])
-        ours = {dtype: Worker(plan_training(place, dtype, "one")) for dtype in ("float32", "bfloat16")}
-        each: dict[str, list[float]] = {"reference_recipe": [], "ours_float32": [], "ours_bfloat16": []}
+        plans = {
+            "ours_float32": plan_training(place, "float32", "one"),
+            "ours_bfloat16": plan_training(place, "bfloat16", "one"),
+            "ours_bfloat16_dropout": plan_training(place, "bfloat16", "one", DROPOUT),
+        }
+        ours = {label: Worker(plan) for label, plan in plans.items()}
+        each: dict[str, list[float]] = {label: [] for label in ("reference_recipe", *ours)}
         waits = []
         for repeat in range(repeats + 1):
             measured = {"reference_recipe": reference.epoch(BATCH)}
-            for dtype, worker in ours.items():
+            for label, worker in ours.items():
                 record = worker.run_epoch()
                 assert record is not None
-                measured[f"ours_{dtype}"] = record["samples_per_second"]
+                measured[label] = record["samples_per_second"]
                 waits.append(record["data_wait"])
             if repeat:  # the first one warms up
                 for label, value in measured.items():
                     each[label].append(value)
-        fastest = max(ours, key=lambda dtype: statistics.median(each[f"ours_{dtype}"]))
+        fastest = max(("float32", "bfloat16"), key=lambda dtype: statistics.median(each[f"ours_{dtype}"]))
         del reference, ours
         for name, count in (("one_worker", 1), ("two_workers", 2)):
             each[name] = _speeds_of_workers(place, fastest, repeats, count)
     measured = compared(
         {**each, "ours": each[f"ours_{fastest}"]},
         "samples/s",
-        [("ours", "reference_recipe"), ("ours_float32", "reference_recipe"), ("two_workers", "one_worker")],
+        [
+            ("ours", "reference_recipe"),
+            ("ours_float32", "reference_recipe"),
+            ("ours_bfloat16_dropout", "reference_recipe"),
+            ("two_workers", "one_worker"),
+        ],
         {"data_wait": round(statistics.median(waits), 4), "batch": BATCH, "threads": 1},
     )
     return {
         **measured,
-        "compared": {"architecture": ARCHITECTURE, "tokens": TOKENS, "device": "cpu", "ours": fastest},
+        "compared": {
+            "architecture": ARCHITECTURE,
+            "tokens": TOKENS,
+            "device": "cpu",
+            "ours": fastest,
+            "recipe_dropout": DROPOUT,
+        },
     }
 
 
@@ -142,19 +160,20 @@ def write_quadruplets(place: Folder, encoder: Encoder, rows: dict[str, int], dis
             (place / "teacher").write_table(unit.target, repeat(embed_rows(encoder, table, split)))
 
 
-def plan_training(place: Path, dtype: str, key: str) -> Plan:
+def plan_training(place: Path, dtype: str, key: str, dropout: float = 0.0) -> Plan:
     """Returns what a worker is told to train on what `write_quadruplets` wrote.
 
     Args:
         place: where that and the base encoder lie.
         dtype: of `train`.
         key: tells trainings apart.
+        dropout: of the adapters.
     """
     folder = Folder(str(place))
     folders = {split: folder / split for split in SPLITS}
     train = Train(
         base=str(place / "base"), objective="safe-clip", epochs=1000, batch=BATCH, learning_rate=1e-4, dtype=dtype,
-        tracker=None,
+        tracker=None, lora=Lora(dropout=dropout),
     )  # fmt: skip
     return Plan(train, 0, f"benchmark-{time.time_ns()}-{key}", folders, folder / "teacher", plan_units(folders))
 
@@ -174,7 +193,7 @@ class Reference:
         self.device = device
         with torch.device(device):
             self.teacher = to_huggingface(encoder.model).to(device).requires_grad_(False)
-        lora = LoraConfig(r=16, lora_alpha=1, lora_dropout=0.1, target_modules=_TARGETS, bias="none")
+        lora = LoraConfig(r=16, lora_alpha=1, lora_dropout=DROPOUT, target_modules=_TARGETS, bias="none")
         self.student = get_peft_model(copy.deepcopy(self.teacher), lora).train()
         self.optimizer = torch.optim.Adam([p for p in self.student.parameters() if p.requires_grad], lr=1e-4)
         table = Folder(str(place / "train")).read_table("rows.parquet").slice(0, rows)

@@ -16,7 +16,7 @@ import torch
 
 from safeclip.artifacts import Folder
 from safeclip.benchmarks.side_by_side import compared
-from safeclip.benchmarks.train import TOKENS, Reference, plan_training, random_encoder, write_quadruplets
+from safeclip.benchmarks.train import DROPOUT, TOKENS, Reference, plan_training, random_encoder, write_quadruplets
 from safeclip.config import Lora
 from safeclip.encoder.data import Rows
 from safeclip.encoder.student import compile_blocks
@@ -150,6 +150,7 @@ def compare_training_on_gpu(
             "tokens": TOKENS,
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
             "ours": best,
+            "recipe_dropout": DROPOUT,
             "micro_batch": large[1],
         },
         "arithmetic": {
@@ -163,9 +164,10 @@ def arithmetic(config: dict[str, Any], tokens: int, rank: int) -> dict[str, floa
     """Counts a step's operations for a sample, which is two pictures and two texts; a multiply-add is two of them.
 
     Forward, every product of both towers. Backward, the gradients of what goes into frozen weights, and of the
-    adapters; nothing of frozen weights themselves. Neither the scores of attention that are computed again in the
-    backward pass, nor activations, norms, the optimizer and the loss are counted. The first block of the text tower
-    has nothing to train before it, so no gradient leaves it.
+    adapters; nothing of frozen weights themselves. Adapters are merged into the weights, which takes as long for one
+    sample as for many and is not counted, but for that of the patch embedding, which adds to its output. Neither the
+    scores of attention that are computed again in the backward pass, nor activations, norms, the optimizer and the
+    loss are counted. The first block of the text tower has nothing to train before it, so no gradient leaves it.
 
     Args:
         config: open_clip's `model_cfg`, of a CLIP with a ViT and a causal text tower.
@@ -185,31 +187,33 @@ def arithmetic(config: dict[str, Any], tokens: int, rank: int) -> dict[str, floa
         hidden = int(w * tower.get("mlp_ratio", 4.0))
         first = 0 if name == "image" else 1  # blocks whose input needs no gradient
         weights = 4 * w * w + 2 * w * hidden
-        adapters = {"inputs": 4 * w + hidden, "outputs": 4 * w + hidden}  # of key, value, output and both of the MLP
+        adapters = 2 * (4 * w + hidden)  # inputs and outputs of key, value, output and both layers of the MLP
         parts |= {
             f"{name}: layers, forward": 2 * length * weights * layers,
             f"{name}: layers, backward": 2 * length * (weights * layers - 3 * w * w * first),
             f"{name}: attention, forward": 4 * length**2 * w * layers,
             f"{name}: attention, backward": 8 * length**2 * w * layers - 2 * length**2 * w * first,
-            f"{name}: adapters, forward": 2 * length * rank * sum(adapters.values()) * layers,
-            f"{name}: adapters, backward": 4 * length * rank * sum(adapters.values()) * layers
-            - 4 * length * rank * w * first,
+            f"{name}: adapters": 4 * length * rank * adapters * layers,
             f"{name}: projection": 4 * w * width,
         }
     return {part: 2.0 * value for part, value in parts.items()}
 
 
-def matrix_rate(device: str, width: int = 8192, repeats: int = 20) -> float:
-    """Returns the operations a second of a product of two bfloat16 matrices (width, width), the median of several."""
+def matrix_rate(device: str, width: int = 8192, seconds: float = 2.0) -> float:
+    """Returns the operations a second of products of two bfloat16 matrices (width, width), one after the other.
+
+    They go on for as long as a few steps take: a GPU that has just begun runs faster than it can go on to.
+    """
     a, b = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(repeats + 5):
+    a @ b
+    wait_for(device)
+    products, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds:
+        for _ in range(10):
+            a @ b
         wait_for(device)
-        began = time.perf_counter()
-        a @ b
-        wait_for(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * width**3 / statistics.median(seconds[5:])
+        products += 10
+    return products * 2 * width**3 / passed
 
 
 def wait_for(device: str) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 
 from safeclip.config import Lora
 from safeclip.encoder.export import huggingface_name
+from safeclip.encoder.lora import Dropout, MergedLinear
 from safeclip.errors import UserError
 
 # The second line has timm's names, which SigLIP's image towers go by.
@@ -73,22 +74,6 @@ class SplitAttention(nn.Module):
         fused.out_proj.weight.copy_(self.out_proj.weight)
         fused.out_proj.bias.copy_(self.out_proj.bias)
         return fused.to(self.out_proj.weight.device)
-
-
-class Dropout(nn.Dropout):
-    """What `nn.Dropout` computes, in less than half the time on a CPU, where its random numbers come one by one.
-
-    Here a 64-bit number decides on four elements, so the rate is a multiple of 2⁻¹⁶.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns x with elements left out at random, and the others enlarged to keep its mean."""
-        if not (self.training and self.p) or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(x)
-        dropped = min(round(self.p * 2**16), 2**16 - 1)
-        random = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = (random[: x.numel()] >= dropped - 2**15).view(x.shape)
-        return x * kept.view(torch.int8).to(x.dtype).mul_(2**16 / (2**16 - dropped))  # bool takes longer to convert
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
@@ -143,6 +128,8 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
         target_modules=lora.targets or TARGETS,
         bias="none",
     )
+    if not lora.dropout:
+        settings._register_custom_module({nn.Linear: MergedLinear})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -157,12 +144,15 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
 def lower_frozen(student: nn.Module, dtype: torch.dtype) -> None:
     """Keeps the frozen weights of a student's layers in the type that autocast would cast them to at every pass.
 
+    Those that adapters are merged into at every pass stay as they are.
+
     Args:
         student: as `make_student` gives it; changed in place.
         dtype: of the autocast.
     """
+    merged = {module.get_base_layer() for module in student.modules() if isinstance(module, MergedLinear)}
     for module in student.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
+        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad and module not in merged:
             module.to(dtype)
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False  # the autocast casts back what peft would cast to float32

@@ -115,23 +115,22 @@ def run_units(
     done = {u.target: s for u in units if (s := unit_statistics(stage.folder, u.target))}
     pending = [{"source": u.source, "target": u.target} for u in units if u.target not in done]
     actors = min(resources.actors, len(pending))
-    bar = tqdm(total=len(units), initial=len(done), desc=stage.name, unit="unit")
-    if pending:
-        work = ray.data.from_items(pending, override_num_blocks=len(pending)).map(
-            UnitWorker,
-            fn_constructor_args=(make, source, stage.folder),
-            compute=ActorPoolStrategy(size=actors),
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-        )
-        for row in work.iter_rows():
-            statistics = json.loads(row["statistics"])
-            done[statistics["name"]] = statistics
-            rows = sum(s["rows"] for s in done.values())
-            kept = sum(s["accepted"] for s in done.values())
-            bar.set_postfix_str(f"{rows} rows, {kept / max(rows, 1):.0%} kept")
-            bar.update()
-    bar.close()
+    with tqdm(total=len(units), initial=len(done), desc=stage.name, unit="unit") as bar:  # closed at Ctrl-C, too
+        if pending:
+            work = ray.data.from_items(pending, override_num_blocks=len(pending)).map(
+                UnitWorker,
+                fn_constructor_args=(make, source, stage.folder),
+                compute=ActorPoolStrategy(size=actors),
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
+            )
+            for row in work.iter_rows():
+                statistics = json.loads(row["statistics"])
+                done[statistics["name"]] = statistics
+                rows = sum(s["rows"] for s in done.values())
+                kept = sum(s["accepted"] for s in done.values())
+                bar.set_postfix_str(f"{rows} rows, {kept / max(rows, 1):.0%} kept")
+                bar.update()
     return [done[u.target] for u in units]
 
 

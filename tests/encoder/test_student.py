@@ -8,10 +8,10 @@ from torch import nn
 
 from safeclip.config import Lora
 from safeclip.encoder.export import export_encoder, save_open_clip, to_huggingface
+from safeclip.encoder.lora import Dropout, MergedLinear
 from safeclip.encoder.model import Encoder, encode_tokens, load_encoder
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.student import (
-    Dropout,
     load_trained_state,
     lower_frozen,
     make_student,
@@ -124,35 +124,15 @@ def test_trained_weights_can_be_put_back(encoder, inputs):
         assert torch.equal(embed(other.get_base_model(), inputs), embed(student.get_base_model(), inputs))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_leaves_out_its_share_and_keeps_the_mean(rate, dtype):
-    dropout, count = Dropout(rate), 300_001  # not a multiple of four
-    torch.manual_seed(0)
-    x = torch.ones(count, dtype=dtype, requires_grad=True)
-    y = dropout(x)
-    left = y == 0
-    # Within six standard errors, and whether one is left out says nothing of its neighbours.
-    assert left.float().mean() == pytest.approx(rate, abs=6 * (rate * (1 - rate) / count) ** 0.5)
-    for apart in (1, 2, 3, 4):
-        both = (left[apart:] & left[:-apart]).float().mean()
-        assert both == pytest.approx(rate**2, abs=6 * (rate**2 * (1 - rate**2) / count) ** 0.5)
-    assert y[~left].unique().tolist() == [pytest.approx(1 / (1 - rate), rel=5e-3)]
-    y.sum().backward()
-    assert torch.equal(x.grad, y), "the gradient passes where the element does"
-    torch.manual_seed(0)
-    assert torch.equal(dropout(x), y)
+def test_adapters_have_the_fast_layers(encoder):
+    def kinds(lora):
+        return {type(module) for module in make_student(encoder.model, lora).modules()}
 
-
-def test_dropout_does_nothing_without_training_or_a_rate():
-    x = torch.randn(10)
-    assert torch.equal(Dropout(0.5).eval()(x), x)
-    assert torch.equal(Dropout(0.0)(x), x)
-
-
-def test_adapters_have_that_dropout(encoder):
-    kinds = {type(m) for m in make_student(encoder.model, Lora(dropout=0.1)).modules() if isinstance(m, nn.Dropout)}
-    assert kinds == {Dropout}
+    assert MergedLinear in kinds(Lora(dropout=0))
+    dropped = kinds(Lora(dropout=0.1))
+    assert Dropout in dropped
+    assert nn.Dropout not in dropped
+    assert MergedLinear not in dropped
 
 
 def test_targets_that_name_nothing_are_refused(encoder):

@@ -1,0 +1,112 @@
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from safeclip.encoder.lora import Dropout, MergedLinear
+
+WIDTHS = (24, 40)
+
+
+def adapted(kind, bias=True, scale=0.05):
+    """A layer of a kind of peft's with an adapter that does something."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(*WIDTHS, bias=bias))
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["0"])
+    if kind is MergedLinear:
+        settings._register_custom_module({nn.Linear: kind})
+    layer = get_peft_model(model, settings).base_model.model[0]
+    assert type(layer) is kind or kind is None
+    nn.init.normal_(layer.lora_B["default"].weight, std=scale)
+    return layer.train()
+
+
+def course(layer, x, dtype=torch.float32):
+    """What a layer gives, and the gradients of its input and its adapter."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        y = layer(x)
+    y.float().square().sum().backward()
+    trained = {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2
+    return [y, x.grad, *trained.values()]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3,), (2, 5)])
+def test_a_merged_layer_is_pefts_and_so_are_its_gradients(shape, bias):
+    x = torch.randn(*shape, WIDTHS[0], generator=torch.Generator().manual_seed(1))
+    for found, wanted in zip(course(adapted(MergedLinear, bias), x), course(adapted(None, bias), x), strict=True):
+        assert found.dtype == wanted.dtype == torch.float32
+        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_a_merged_layer_in_autocast_is_near_the_exact_one():
+    x = torch.randn(64, WIDTHS[0], generator=torch.Generator().manual_seed(1))
+    layer = adapted(MergedLinear)
+    found, exact = course(copy.deepcopy(layer), x, torch.bfloat16), course(layer, x)
+    assert found[0].dtype == torch.bfloat16
+    for one, other in zip(found, exact, strict=True):
+        assert torch.nn.functional.cosine_similarity(one.float().flatten(), other.flatten(), dim=0) > 1 - 1e-4
+
+
+def test_an_adapter_that_is_small_beside_the_weight_is_not_lost_in_autocast():
+    """Each weight changes by less than half of what bfloat16 can tell, so a sum in it would change little or nothing."""
+    x = torch.randn(4096, WIDTHS[0], generator=torch.Generator().manual_seed(1))
+    layer = adapted(MergedLinear, scale=1e-4)
+    change = layer.get_delta_weight("default")
+    assert (change.abs() < layer.get_base_layer().weight.abs() * 2**-9).float().mean() > 0.9
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with_it = layer(x).float()
+        layer.lora_B["default"].weight.zero_()
+        moved = with_it - layer(x).float()
+    wanted = x @ change.detach().T
+    assert ((moved * wanted).sum() / wanted.square().sum()).item() == pytest.approx(1, abs=0.3)
+
+
+def test_an_adapter_that_is_switched_off_or_worked_in_is_not_added_again():
+    x = torch.randn(2, WIDTHS[0], generator=torch.Generator().manual_seed(1))
+    layer = adapted(MergedLinear)
+    with torch.no_grad():
+        wanted, base = layer(x), layer.get_base_layer()(x)
+        assert (wanted - base).abs().max() > 0.01
+        layer.enable_adapters(False)
+        assert torch.equal(layer(x), base)
+        layer.enable_adapters(True)
+        layer.merge()
+        assert torch.allclose(layer(x), wanted, atol=1e-6)
+
+
+def test_no_gradient_of_the_input_is_made_where_none_is_wanted():
+    layer = adapted(MergedLinear)
+    layer(torch.randn(2, WIDTHS[0])).sum().backward()
+    assert layer.lora_B["default"].weight.grad.abs().max() > 0
+    assert layer.get_base_layer().weight.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_leaves_out_its_share_and_keeps_the_mean(rate, dtype):
+    dropout, count = Dropout(rate), 300_001  # not a multiple of four
+    torch.manual_seed(0)
+    x = torch.ones(count, dtype=dtype, requires_grad=True)
+    y = dropout(x)
+    left = y == 0
+    # Within six standard errors, and whether one is left out says nothing of its neighbours.
+    assert left.float().mean() == pytest.approx(rate, abs=6 * (rate * (1 - rate) / count) ** 0.5)
+    for apart in (1, 2, 3, 4):
+        both = (left[apart:] & left[:-apart]).float().mean()
+        assert both == pytest.approx(rate**2, abs=6 * (rate**2 * (1 - rate**2) / count) ** 0.5)
+    assert y[~left].unique().tolist() == [pytest.approx(1 / (1 - rate), rel=5e-3)]
+    y.sum().backward()
+    assert torch.equal(x.grad, y), "the gradient passes where the element does"
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y)
+
+
+def test_dropout_does_nothing_without_training_or_a_rate():
+    x = torch.randn(10)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
