@@ -11,7 +11,8 @@ from ray import serve
 
 from safeclip.artifacts import Folder
 from safeclip.config import Serve
-from safeclip.encoder.model import Encoder, decode_image, load_encoder
+from safeclip.encoder.load import load_encoder
+from safeclip.encoder.model import Encoder, decode_image
 from safeclip.errors import UserError
 from serve.schemas import MAX_IMAGE_PIXELS
 

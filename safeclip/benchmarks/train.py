@@ -28,7 +28,8 @@ from safeclip.artifacts import Folder
 from safeclip.benchmarks.side_by_side import compared
 from safeclip.config import Lora, Train
 from safeclip.encoder.export import save_open_clip, to_huggingface
-from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.encoder.load import load_encoder
+from safeclip.encoder.model import Encoder
 from safeclip.encoder.objectives import Embeddings
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.teacher import SPLITS, embed_rows, plan_units

@@ -1,14 +1,12 @@
-"""The encoder, any open_clip CLIP: where it is loaded from, and embeddings of texts and encoded pictures.
+"""The encoder, any open_clip CLIP: embeddings of texts and encoded pictures.
 
 The preprocessing of pictures comes in two halves: `resize_image` gives uint8 pixels, which are small enough to keep,
 and `normalize_pixels` makes of them what the image tower takes.
 """
 
-import copy
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,61 +130,3 @@ class Encoder:
     def width(self) -> int:
         """The embeddings' size, d."""
         return int(self.config["model_cfg"]["embed_dim"])
-
-
-def load_encoder(source: str, device: str = "cpu") -> Encoder:
-    """Loads an encoder.
-
-    Args:
-        source: `world:encoder`, a folder of open_clip's or of Hugging Face's CLIPModel, `hf-hub:<name>`,
-            `<architecture>/<pretrained>`, or `<architecture>/<file of weights>`.
-        device: where the model is put.
-
-    Raises:
-        UserError: there is no such folder, name, architecture or set of weights.
-    """
-    if Path(source).is_dir() and not (Path(source) / "open_clip_config.json").is_file():
-        from safeclip.encoder.huggingface import load_huggingface
-
-        return load_huggingface(Path(source), device)
-    name, pretrained, quick_gelu = _resolve(source)
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, force_quick_gelu=quick_gelu, device=device, require_pretrained=True
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-        model_cfg = copy.deepcopy(open_clip.get_model_config(name))
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"encoder {source!r} cannot be loaded: {reason}") from error
-    if quick_gelu:
-        model_cfg["quick_gelu"] = True
-    preprocess_cfg = dict(model.visual.preprocess_cfg)
-    preprocess_cfg["size"] = list(model.visual.image_size)  # as JSON gives it back
-    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
-    return Encoder(model.eval().requires_grad_(False), tokenizer, preprocess, config, device)
-
-
-def _resolve(source: str) -> tuple[str, str | None, bool]:
-    """Returns open_clip's model name, the pretrained tag, and whether the tag's weights want QuickGELU."""
-    if source == "world:encoder":
-        from safeclip.world.models import WEIGHTS
-
-        return f"local-dir:{WEIGHTS / 'encoder'}", None, False
-    if source.startswith("hf-hub:"):
-        return source, None, False
-    if Path(source).is_dir():
-        return f"local-dir:{source}", None, False
-    architecture, slash, tag = source.partition("/")
-    if slash and architecture in open_clip.list_models() and Path(tag).is_file():
-        return architecture, tag, False  # the architectures whose names end in -quickgelu have that activation
-    if slash and architecture in open_clip.list_models():
-        known = open_clip.list_pretrained_tags_by_model(architecture)
-        if tag not in known:
-            some = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
-            raise UserError(f"encoder {source!r}: {architecture} has no weights {tag!r}; there are {some}")
-        return architecture, tag, bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu"))
-    raise UserError(
-        f"encoder {source!r}: neither a folder nor a known name; "
-        "give world:encoder, a folder, hf-hub:<name> or <architecture>/<pretrained>, such as ViT-L-14/openai"
-    )

@@ -15,7 +15,8 @@ from safeclip.artifacts import Folder
 from safeclip.config import Config
 from safeclip.encoder.card import model_card
 from safeclip.encoder.export import export_encoder, oddities
-from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.encoder.load import load_encoder
+from safeclip.encoder.model import Encoder
 from safeclip.encoder.progress import epoch_name, read_progress
 from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter
 from safeclip.errors import UserError

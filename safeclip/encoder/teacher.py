@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from safeclip.artifacts import Folder, Stage, hash_of
 from safeclip.config import Resources
-from safeclip.encoder.model import Encoder, decode_image, load_encoder
+from safeclip.encoder.load import load_encoder
+from safeclip.encoder.model import Encoder, decode_image
 from safeclip.errors import UserError
 
 SPLITS = ("train", "validation")  # of the quadruplets; the test split is for the report alone

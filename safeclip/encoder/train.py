@@ -14,8 +14,9 @@ from safeclip.artifacts import Folder, Stage, hash_of, read_manifest
 from safeclip.config import Config, Train
 from safeclip.encoder.card import model_card
 from safeclip.encoder.data import Rows
+from safeclip.encoder.load import load_encoder
 from safeclip.encoder.loop import train_loop
-from safeclip.encoder.model import Encoder, is_causal, load_encoder
+from safeclip.encoder.model import Encoder, is_causal
 from safeclip.encoder.negation import negate_unsafe_weights
 from safeclip.encoder.objectives import NEGATION, Objective, make_objective
 from safeclip.encoder.progress import Progress, best_epochs, figure, read_progress

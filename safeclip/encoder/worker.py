@@ -27,7 +27,8 @@ from safeclip.encoder.data import (
     share_of,
     write_rows,
 )
-from safeclip.encoder.model import Encoder, is_causal, load_encoder, pool_states, text_states, trim_tokens
+from safeclip.encoder.load import load_encoder
+from safeclip.encoder.model import Encoder, is_causal, pool_states, text_states, trim_tokens
 from safeclip.encoder.nearest import NearestSafe
 from safeclip.encoder.objectives import Embeddings, Objective, make_objective
 from safeclip.encoder.progress import Progress, best_epochs, epoch_name, memory_gib, read_progress, told

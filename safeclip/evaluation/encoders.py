@@ -83,7 +83,7 @@ def load_from(source: Source, device: str = "cpu") -> "Encoder":
     Raises:
         UserError: as `load_encoder` does, or there is no such folder.
     """
-    from safeclip.encoder.model import load_encoder
+    from safeclip.encoder.load import load_encoder
 
     if not isinstance(source, Folder):
         return load_encoder(source, device)

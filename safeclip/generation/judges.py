@@ -138,9 +138,9 @@ class WorldImageJudge:
     version = "world judge 1"
 
     def __init__(self, threshold: float) -> None:
-        from safeclip.world import models, scenes
+        from safeclip.world import WEIGHTS, models, scenes
 
-        self.model = models.load_weights(models.build_judge(), models.WEIGHTS / "judge.safetensors")
+        self.model = models.load_weights(models.build_judge(), WEIGHTS / "judge.safetensors")
         self.index = {name: i for i, name in enumerate(scenes.object_names())}
         self.named, self.concept_of = scenes.objects_named, scenes.concept_of
         self.size = scenes.IMAGE_SIZE
@@ -191,7 +191,7 @@ class ClipJudge:
     """
 
     def __init__(self, source: str, threshold: float) -> None:
-        from safeclip.encoder.model import load_encoder
+        from safeclip.encoder.load import load_encoder
 
         try:
             self.encoder = load_encoder(source, "cuda" if torch.cuda.is_available() else "cpu")

@@ -11,7 +11,8 @@ import numpy as np
 from safeclip import guard
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config
-from safeclip.encoder.model import Encoder, load_encoder
+from safeclip.encoder.load import load_encoder
+from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.intervals import with_intervals
 from safeclip.generation.captions import concept_for

@@ -12,7 +12,7 @@ import pyarrow as pa
 from safeclip import guard
 from safeclip.artifacts import Folder, Stage, hash_of, read_manifest
 from safeclip.config import Config, Preferences
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
 from safeclip.generation.judges import TextJudge, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request, adapter_hash

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from safeclip.config import ImageToText, load_config
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.captioner import Captioner
 from safeclip.generation.images import encode_webp
 from safeclip.generation.judges import WorldImageJudge, WorldTextJudge

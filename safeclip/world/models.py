@@ -28,10 +28,10 @@ from transformers import (
     LlavaProcessor,
 )
 
+from safeclip.world import WEIGHTS
 from safeclip.world.language_model import language_model
 from safeclip.world.scenes import IMAGE_SIZE, object_names
 
-WEIGHTS = Path(__file__).parent / "weights"
 LATENT_SCALE = 3.7698  # one over the latents' standard deviation; a test measures it again
 CONTEXT_LENGTH = 32  # tokens; the longest caption of the grammar has 21
 IMAGE_TOKEN = "<empty_output>"  # one of SmolLM2's that stands for nothing in a caption; its table has no free rows
@@ -216,7 +216,7 @@ def build_captioner(projector: PrefixProjector | None = None) -> tuple[Any, Llav
         RuntimeError: the package with SmolLM2's weights is not installed.
     """
     from safeclip.encoder.export import clip_processor, to_vision_tower
-    from safeclip.encoder.model import load_encoder
+    from safeclip.encoder.load import load_encoder
 
     trained = projector or load_weights(build_projector(), WEIGHTS / "captioner.safetensors")
     encoder, config = load_encoder("world:encoder"), captioner_config()

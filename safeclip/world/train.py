@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from safeclip.encoder.model import encode_tokens, text_states
 from safeclip.encoder.states import fill_with_end
-from safeclip.world import models
+from safeclip.world import WEIGHTS, models
 from safeclip.world.captioner import make_captioner_loss, scene_pixels, start_projector
 from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, loose_caption, object_names, sample_scenes
 
@@ -130,8 +130,8 @@ def make_vae_loss() -> Callable:
 
 def make_unet_loss() -> Callable:
     """Mean squared error of v (Salimans & Ho, 2022), the latents and texts coming from the finished parts."""
-    encoder = models.load_weights(models.build_encoder(), models.WEIGHTS / "encoder" / "open_clip_model.safetensors")
-    vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
+    encoder = models.load_weights(models.build_encoder(), WEIGHTS / "encoder" / "open_clip_model.safetensors")
+    vae = models.load_weights(models.build_vae(), WEIGHTS / "vae.safetensors")
     scale = latent_scale(vae)
     encoder, vae = encoder.to(device_of(True)), vae.to(device_of(True))
     alphas: torch.Tensor = getattr(models.noise_scheduler(), "alphas_cumprod")  # noqa: B009  (set at run time)
@@ -263,9 +263,9 @@ def batches(start: int, part: Part) -> Iterator[dict]:
 def export(name: str, model: nn.Module) -> Path:
     """Writes a finished part's weights to where `safeclip.world.models` finds them."""
     if name == "encoder":
-        models.save_encoder(model, models.WEIGHTS / "encoder")
-        return models.WEIGHTS / "encoder"
-    path = models.WEIGHTS / f"{name}.safetensors"
+        models.save_encoder(model, WEIGHTS / "encoder")
+        return WEIGHTS / "encoder"
+    path = WEIGHTS / f"{name}.safetensors"
     models.save_half(model, path)
     return path
 

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, CLIPTextModel
 
 from safeclip.encoder.export import clip_tokenizer, export_encoder
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.world.scenes import caption, object_names, render, sample_scenes
 
 SCENES = sample_scenes(24, 11, object_names())

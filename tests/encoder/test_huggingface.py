@@ -6,7 +6,7 @@ import pytest
 from transformers import CLIPConfig, CLIPModel
 
 from safeclip.encoder.export import export_encoder
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
 from tests.encoder.quadruplets import render_quadruplets
 

@@ -53,7 +53,7 @@ def test_a_merged_layer_in_autocast_is_near_the_exact_one():
 
 
 def test_an_adapter_that_is_small_beside_the_weight_is_not_lost_in_autocast():
-    """Each weight changes by less than half of what bfloat16 can tell, so a sum in it would change little or nothing."""
+    """Each weight changes by less than half of what bfloat16 can tell, so that a sum in it would change little."""
     x = torch.randn(4096, WIDTHS[0], generator=torch.Generator().manual_seed(1))
     layer = adapted(MergedLinear, scale=1e-4)
     change = layer.get_delta_weight("default")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from safeclip.encoder.data import Rows
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.encoder.negation import _negate, negate_unsafe_weights
 from tests.encoder.quadruplets import render_quadruplets
 

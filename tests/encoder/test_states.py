@@ -3,7 +3,8 @@ import open_clip
 import pytest
 import torch
 
-from safeclip.encoder.model import load_encoder, text_states
+from safeclip.encoder.load import load_encoder
+from safeclip.encoder.model import text_states
 from safeclip.encoder.states import PADDING, held_tokens, state_drift
 
 OWN = ["a dagger beside a cat", "a skull and crossbones", "a cat! a bomb"]

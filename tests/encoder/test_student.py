@@ -8,8 +8,9 @@ from torch import nn
 
 from safeclip.config import Lora
 from safeclip.encoder.export import export_encoder, save_open_clip, to_huggingface
+from safeclip.encoder.load import load_encoder
 from safeclip.encoder.lora import Dropout, MergedLinear
-from safeclip.encoder.model import Encoder, encode_tokens, load_encoder
+from safeclip.encoder.model import Encoder, encode_tokens
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.student import (
     load_trained_state,

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config, load_config, save_config
-from safeclip.encoder.model import Encoder, load_encoder, text_states
+from safeclip.encoder.load import load_encoder
+from safeclip.encoder.model import Encoder, text_states
 from safeclip.encoder.objectives import make_objective
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.progress import Progress, best_epochs, figure

@@ -9,7 +9,7 @@ import torch
 
 from safeclip.artifacts import Folder, Stage
 from safeclip.config import Config, load_config
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.records import QUADRUPLET
 from safeclip.world.models import save_encoder
 from safeclip.world.quadruplets import rendered_quadruplets, trained_unsafe_objects

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from safeclip.artifacts import Folder
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.embeddings import encode_tolerantly, read_cached, write_cached
 
 

@@ -6,7 +6,7 @@ from safeclip.artifacts import Folder
 from safeclip.config import load_config
 from safeclip.errors import UserError
 from safeclip.evaluation.encoders import choose_comparison, default_comparison, identify
-from safeclip.world.models import WEIGHTS
+from safeclip.world import WEIGHTS
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from jobs.command import run_main
 from jobs.evaluate import main, more_thorough
 from safeclip.artifacts import Folder
 from safeclip.config import Resources, load_config, save_config
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import embed_sets
 from safeclip.evaluation.evaluate import evaluate, shows_symbols_only

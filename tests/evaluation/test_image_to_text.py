@@ -6,7 +6,7 @@ import pytest
 from safeclip.artifacts import Folder
 from safeclip.config import load_config
 from safeclip.encoder.export import save_open_clip
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.captioner import Captioner
 from safeclip.evaluation.captioning import Batch, Describer

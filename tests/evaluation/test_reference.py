@@ -1,6 +1,6 @@
 import numpy as np
 
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.embeddings import EmbeddedSet
 from safeclip.evaluation.reference import find_reference

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from safeclip.encoder.export import to_huggingface
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.swap import swap_text_encoder, swap_vision_tower
 from safeclip.world.models import build_generator

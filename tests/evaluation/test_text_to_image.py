@@ -8,7 +8,7 @@ from PIL import Image
 from safeclip.artifacts import Folder
 from safeclip.config import load_config
 from safeclip.encoder.export import save_open_clip
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.drawing import Drawer
 from safeclip.evaluation.prompts import Prompt

@@ -1,7 +1,7 @@
 import numpy as np
 import open_clip
 
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.zero_shot import class_embeddings, classify
 
 

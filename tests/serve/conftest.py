@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from safeclip.config import load_config, save_config
-from safeclip.world.models import WEIGHTS, build_encoder, load_weights, save_encoder
+from safeclip.world import WEIGHTS
+from safeclip.world.models import build_encoder, load_weights, save_encoder
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from serve.app import build_app
 from serve.schemas import MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_ITEMS, MAX_TEXT
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from safeclip.artifacts import Folder, open_run
 from safeclip.config import load_config
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
 from safeclip.generation.captions import make_captions
 from safeclip.generation.judges import WorldTextJudge

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.zero_shot import class_embeddings, classify
 from safeclip.world.classes import VARIANTS, descriptions, pictures_of_one
 from safeclip.world.scenes import BACKGROUNDS

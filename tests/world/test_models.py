@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from safeclip.generation.judges import WorldImageJudge
-from safeclip.world import measure, models
+from safeclip.world import WEIGHTS, measure, models
 from safeclip.world.train import latent_scale
 
 
@@ -34,7 +34,7 @@ def test_captioner_names_what_a_picture_shows():
 
 
 def test_latents_are_scaled_by_what_they_measure():
-    vae = models.load_weights(models.build_vae(), models.WEIGHTS / "vae.safetensors")
+    vae = models.load_weights(models.build_vae(), WEIGHTS / "vae.safetensors")
     assert latent_scale(vae) == pytest.approx(models.LATENT_SCALE, rel=1e-3)
 
 
@@ -44,5 +44,5 @@ def test_missing_weights_are_named_with_the_command_that_makes_them(tmp_path):
 
 
 def test_the_shipped_adapter_names_its_model_and_no_folder_of_the_machine_that_trained_it():
-    config = json.loads((models.WEIGHTS / "toxifier" / "adapter_config.json").read_text())
+    config = json.loads((WEIGHTS / "toxifier" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"

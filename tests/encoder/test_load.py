@@ -2,7 +2,7 @@ import open_clip
 import pytest
 import torch
 
-from safeclip.encoder.model import load_encoder
+from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
 
 
