@@ -39,9 +39,9 @@ class _Merged(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> torch.Tensor:
-        a, b = a.to(x.dtype), b.to(x.dtype)
-        merged = torch.add(weight, b @ a, alpha=scale).to(x.dtype)
-        ctx.save_for_backward(x, merged, a, b)
+        with torch.autocast(x.device.type, enabled=False):
+            merged = torch.addmm(weight, b, a, alpha=scale).to(x.dtype)
+        ctx.save_for_backward(x, merged, a.to(x.dtype), b.to(x.dtype))
         ctx.scale = scale
         return F.linear(x, merged, None if bias is None else bias.to(x.dtype))
 
@@ -51,8 +51,8 @@ class _Merged(torch.autograd.Function):
         g, rows = g.flatten(0, -2), x.flatten(0, -2)
         dx = (g @ merged).view_as(x) if ctx.needs_input_grad[0] else None
         da = (g @ b).T @ rows * ctx.scale
-        db = g.T @ (rows @ a.T) * ctx.scale
-        return dx, None, None, da, db, None
+        db = (rows @ a.T).T @ g * ctx.scale  # of the transpose, for which g need not be copied
+        return dx, None, None, da, db.T.contiguous(), None
 
 
 class Dropout(nn.Dropout):
