@@ -82,8 +82,10 @@ def compare_training(repeats: int) -> dict[str, Any]:
                     each[label].append(value)
         fastest = max(("float32", "bfloat16"), key=lambda dtype: statistics.median(each[f"ours_{dtype}"]))
         del reference, ours
-        for name, count in (("one_worker", 1), ("two_workers", 2)):
-            each[name] = _speeds_of_workers(place, fastest, repeats, count)
+        each |= {"one_worker": [], "two_workers": []}
+        for _ in range(repeats):
+            for count, name in enumerate(("one_worker", "two_workers"), 1):
+                each[name].append(_speed_of_workers(place, fastest, count))
     measured = compared(
         {**each, "ours": each[f"ours_{fastest}"]},
         "samples/s",
@@ -246,19 +248,20 @@ def _image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
 
 
-def _speeds_of_workers(place: Path, dtype: str, repeats: int, count: int) -> list[float]:
+def _speed_of_workers(place: Path, dtype: str, count: int) -> float:
     plan = plan_training(place, dtype, f"by-{count}")
-    torch.multiprocessing.spawn(_one_of, (count, plan, str(place), repeats), nprocs=count)
-    return json.loads((place / f"{count}.json").read_text())
+    with tempfile.TemporaryDirectory(dir=place) as meeting:
+        torch.multiprocessing.spawn(_one_of, (count, plan, meeting), nprocs=count)
+        return json.loads(Path(meeting, "speed.json").read_text())
 
 
-def _one_of(rank: int, count: int, plan: Plan, place: str, repeats: int) -> None:
+def _one_of(rank: int, count: int, plan: Plan, meeting: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{place}/meet-{count}", rank=rank, world_size=count)
+    torch.distributed.init_process_group("gloo", f"file://{meeting}/meet", rank=rank, world_size=count)
     options: dict[str, Any] = {"wrap": torch.nn.parallel.DistributedDataParallel} if count > 1 else {}
     worker = Worker(plan, rank, rank, count, **options)
-    records = [worker.run_epoch() for _ in range(repeats + 1)]
-    if rank == 0:
-        speeds = [record["samples_per_second"] for record in records[1:] if record is not None]
-        Path(place, f"{count}.json").write_text(json.dumps(speeds))
+    worker.run_epoch()  # warms up
+    record = worker.run_epoch()
+    if rank == 0 and record is not None:
+        Path(meeting, "speed.json").write_text(json.dumps(record["samples_per_second"]))
     torch.distributed.destroy_process_group()

@@ -1,8 +1,8 @@
-"""The layers of low-rank adapters: merged where nothing is dropped, and a fast dropout where something is.
+"""The layers of low-rank adapters: one product for what goes in, and a fast dropout for where something is dropped.
 
 What an adapter adds to a layer's output, y = x Wᵀ + s (x Aᵀ) Bᵀ, may as well be added to its weight,
-y = x (W + s B A)ᵀ (Hu et al., 2022), unless the adapter's input is not the layer's. The first is usual in training,
-where what goes in and out of the thin products takes longer than they do; here the second is, in training too.
+y = x (W + s B A)ᵀ (Hu et al., 2022), unless the adapter's input is not the layer's. peft does the first in steps that
+each write what the next one reads, and in training that takes longer than the thin products themselves.
 """
 
 from typing import Any
@@ -13,11 +13,12 @@ from peft.tuners import lora
 from torch import nn
 
 
-class MergedLinear(lora.Linear):
-    """A linear layer with one adapter without dropout, which is merged into the weight at every pass.
+class AdaptedLinear(lora.Linear):
+    """A linear layer with one adapter without dropout.
 
-    The weight stays float32, since a sum in bfloat16 would lose an adapter that is small beside it; it is the sum
-    that is rounded to the type of the autocast.
+    The adapter is merged into the weight at every pass where the weight is float32: the least work for many rows. A
+    sum in bfloat16 would lose an adapter that is small beside the weight, so where the weight is bfloat16 already the
+    adapter adds to the output: the least work for few rows.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -28,13 +29,16 @@ class MergedLinear(lora.Linear):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         (name,) = self.active_adapters
         layer, a, b = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight
-        return _Merged.apply(x, layer.weight, layer.bias, a, b, self.scaling[name])
+        product = _Merged if layer.weight.dtype == torch.float32 else _Added
+        return product.apply(x.flatten(0, -2), layer.weight, layer.bias, a, b, self.scaling[name]).unflatten(
+            0, x.shape[:-1]
+        )
 
 
 class _Merged(torch.autograd.Function):
-    """The product, and its gradient: that of the whole weight is never made, only those of A and B.
+    """y = x (W + s B A)ᵀ for x (N, in). The gradient of the whole weight is never made, only those of A and B.
 
-    With g the gradient of y, and rows of all leading dimensions in one: dA = s (g B)ᵀ x and dB = s gᵀ (x Aᵀ).
+    With g the gradient of y: dA = s (g B)ᵀ x and dB = s gᵀ (x Aᵀ).
     """
 
     @staticmethod
@@ -48,11 +52,34 @@ class _Merged(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:  # type: ignore[override]
         x, merged, a, b = ctx.saved_tensors
-        g, rows = g.flatten(0, -2), x.flatten(0, -2)
-        dx = (g @ merged).view_as(x) if ctx.needs_input_grad[0] else None
-        da = (g @ b).T @ rows * ctx.scale
-        db = (rows @ a.T).T @ g * ctx.scale  # of the transpose, for which g need not be copied
-        return dx, None, None, da, db.T.contiguous(), None
+        dx = g @ merged if ctx.needs_input_grad[0] else None
+        da = (g @ b).T @ x * ctx.scale
+        db = _transposed((x @ a.T).T @ g * ctx.scale)
+        return dx, None, None, da, db, None
+
+
+class _Added(torch.autograd.Function):
+    """y = x Wᵀ + s (x Aᵀ) Bᵀ for x (N, in), the same otherwise."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> torch.Tensor:
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        thin = x @ a.T
+        ctx.save_for_backward(x, weight, a, b, thin)
+        ctx.scale = scale
+        return F.linear(x, weight, bias).addmm_(thin, b.T, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:  # type: ignore[override]
+        x, weight, a, b, thin = ctx.saved_tensors
+        back = g @ b * ctx.scale
+        dx = (g @ weight).addmm_(back, a) if ctx.needs_input_grad[0] else None
+        return dx, None, None, back.T @ x, _transposed(thin.T @ g * ctx.scale), None
+
+
+def _transposed(x: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of B from that of Bᵀ, of which no product has to copy g."""
+    return x.T.contiguous()
 
 
 class Dropout(nn.Dropout):

@@ -22,7 +22,7 @@ from torch import nn
 
 from safeclip.config import Lora
 from safeclip.encoder.export import huggingface_name
-from safeclip.encoder.lora import Dropout, MergedLinear
+from safeclip.encoder.lora import AdaptedLinear, Dropout
 from safeclip.errors import UserError
 
 # The second line has timm's names, which SigLIP's image towers go by.
@@ -129,7 +129,7 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
         bias="none",
     )
     if not lora.dropout:
-        settings._register_custom_module({nn.Linear: MergedLinear})
+        settings._register_custom_module({nn.Linear: AdaptedLinear})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -144,15 +144,16 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
 def lower_frozen(student: nn.Module, dtype: torch.dtype) -> None:
     """Keeps the frozen weights of a student's layers in the type that autocast would cast them to at every pass.
 
-    Those that adapters are merged into at every pass stay as they are.
+    A GPU keeps float32 where there is an adapter to merge: it has many rows at a time (see `AdaptedLinear`).
 
     Args:
         student: as `make_student` gives it; changed in place.
         dtype: of the autocast.
     """
-    merged = {module.get_base_layer() for module in student.modules() if isinstance(module, MergedLinear)}
+    adapted = {module.get_base_layer() for module in student.modules() if isinstance(module, AdaptedLinear)}
     for module in student.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad and module not in merged:
+        frozen = isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad
+        if frozen and not (module in adapted and module.weight.is_cuda):
             module.to(dtype)
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False  # the autocast casts back what peft would cast to float32

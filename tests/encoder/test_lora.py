@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from safeclip.encoder.lora import Dropout, MergedLinear
+from safeclip.encoder.lora import AdaptedLinear, Dropout
 
 WIDTHS = (24, 40)
 
@@ -15,7 +15,7 @@ def adapted(kind, bias=True, scale=0.05):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(*WIDTHS, bias=bias))
     settings = LoraConfig(r=4, lora_alpha=8, target_modules=["0"])
-    if kind is MergedLinear:
+    if kind is AdaptedLinear:
         settings._register_custom_module({nn.Linear: kind})
     layer = get_peft_model(model, settings).base_model.model[0]
     assert type(layer) is kind or kind is None
@@ -36,26 +36,32 @@ def course(layer, x, dtype=torch.float32):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(3,), (2, 5)])
-def test_a_merged_layer_is_pefts_and_so_are_its_gradients(shape, bias):
+def test_an_adapted_layer_is_pefts_and_so_are_its_gradients(shape, bias):
     x = torch.randn(*shape, WIDTHS[0], generator=torch.Generator().manual_seed(1))
-    for found, wanted in zip(course(adapted(MergedLinear, bias), x), course(adapted(None, bias), x), strict=True):
+    for found, wanted in zip(course(adapted(AdaptedLinear, bias), x), course(adapted(None, bias), x), strict=True):
         assert found.dtype == wanted.dtype == torch.float32
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
-def test_a_merged_layer_in_autocast_is_near_the_exact_one():
-    x = torch.randn(64, WIDTHS[0], generator=torch.Generator().manual_seed(1))
-    layer = adapted(MergedLinear)
-    found, exact = course(copy.deepcopy(layer), x, torch.bfloat16), course(layer, x)
+@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
+def test_an_adapted_layer_in_autocast_is_near_the_exact_one(weight):
+    """The adapter is merged into a weight of float32, and adds to the output of one of bfloat16."""
+    x = torch.randn(8, 8, WIDTHS[0], generator=torch.Generator().manual_seed(1))
+    layer = adapted(AdaptedLinear)
+    exact = course(copy.deepcopy(layer), x)
+    layer.get_base_layer().to(weight)
+    found = course(layer, x, torch.bfloat16)
     assert found[0].dtype == torch.bfloat16
     for one, other in zip(found, exact, strict=True):
+        assert one.shape == other.shape
         assert torch.nn.functional.cosine_similarity(one.float().flatten(), other.flatten(), dim=0) > 1 - 1e-4
+        assert one.float().norm().item() == pytest.approx(other.norm().item(), rel=0.01)
 
 
-def test_an_adapter_that_is_small_beside_the_weight_is_not_lost_in_autocast():
+def test_an_adapter_that_is_small_beside_the_weight_is_not_lost_where_it_is_merged():
     """Each weight changes by less than half of what bfloat16 can tell, so that a sum in it would change little."""
     x = torch.randn(4096, WIDTHS[0], generator=torch.Generator().manual_seed(1))
-    layer = adapted(MergedLinear, scale=1e-4)
+    layer = adapted(AdaptedLinear, scale=1e-4)
     change = layer.get_delta_weight("default")
     assert (change.abs() < layer.get_base_layer().weight.abs() * 2**-9).float().mean() > 0.9
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -68,7 +74,7 @@ def test_an_adapter_that_is_small_beside_the_weight_is_not_lost_in_autocast():
 
 def test_an_adapter_that_is_switched_off_or_worked_in_is_not_added_again():
     x = torch.randn(2, WIDTHS[0], generator=torch.Generator().manual_seed(1))
-    layer = adapted(MergedLinear)
+    layer = adapted(AdaptedLinear)
     with torch.no_grad():
         wanted, base = layer(x), layer.get_base_layer()(x)
         assert (wanted - base).abs().max() > 0.01
@@ -79,9 +85,15 @@ def test_an_adapter_that_is_switched_off_or_worked_in_is_not_added_again():
         assert torch.allclose(layer(x), wanted, atol=1e-6)
 
 
-def test_no_gradient_of_the_input_is_made_where_none_is_wanted():
-    layer = adapted(MergedLinear)
-    layer(torch.randn(2, WIDTHS[0])).sum().backward()
+@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
+def test_an_input_that_wants_no_gradient_gets_none(weight):
+    layer = adapted(AdaptedLinear)
+    layer.get_base_layer().to(weight)
+    x = torch.randn(2, WIDTHS[0])
+    with torch.autocast("cpu", torch.bfloat16, enabled=weight is torch.bfloat16):
+        y = layer(x)
+    y.float().sum().backward()
+    assert x.grad is None
     assert layer.lora_B["default"].weight.grad.abs().max() > 0
     assert layer.get_base_layer().weight.grad is None
 

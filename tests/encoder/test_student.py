@@ -9,7 +9,7 @@ from torch import nn
 from safeclip.config import Lora
 from safeclip.encoder.export import export_encoder, save_open_clip, to_huggingface
 from safeclip.encoder.load import load_encoder
-from safeclip.encoder.lora import Dropout, MergedLinear
+from safeclip.encoder.lora import AdaptedLinear, Dropout
 from safeclip.encoder.model import Encoder, encode_tokens
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.student import (
@@ -64,9 +64,10 @@ def test_a_fresh_student_gives_the_base_embeddings(encoder, inputs):
     assert torch.allclose(embed(student.get_base_model(), inputs), embed(encoder.model, inputs), atol=1e-6)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @torch.no_grad()
-def test_lower_frozen_weights_are_those_that_autocast_would_use(encoder, inputs):
-    student = make_student(encoder.model, Lora(alpha=16.0)).eval()
+def test_lower_frozen_weights_are_those_that_autocast_would_use(encoder, inputs, dropout):
+    student = make_student(encoder.model, Lora(alpha=16.0, dropout=dropout)).eval()
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
@@ -76,7 +77,12 @@ def test_lower_frozen_weights_are_those_that_autocast_would_use(encoder, inputs)
         lower_frozen(student, torch.bfloat16)
         after = embed(clip, inputs).float()
     assert {p.dtype for p in student.parameters() if p.requires_grad} == {torch.float32}
-    assert torch.equal(before, after)
+    frozen = {m.weight.dtype for m in student.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad}
+    assert frozen == {torch.bfloat16}
+    if dropout:
+        assert torch.equal(before, after)
+    else:  # adapters were merged, and now add
+        assert torch.nn.functional.cosine_similarity(before, after, dim=-1).min() > 1 - 1e-3
     assert (before - embed(encoder.model, inputs)).abs().max() > 0.01, "adapters that do nothing would show nothing"
 
 
@@ -129,11 +135,11 @@ def test_adapters_have_the_fast_layers(encoder):
     def kinds(lora):
         return {type(module) for module in make_student(encoder.model, lora).modules()}
 
-    assert MergedLinear in kinds(Lora(dropout=0))
+    assert AdaptedLinear in kinds(Lora())
     dropped = kinds(Lora(dropout=0.1))
     assert Dropout in dropped
     assert nn.Dropout not in dropped
-    assert MergedLinear not in dropped
+    assert AdaptedLinear not in dropped
 
 
 def test_targets_that_name_nothing_are_refused(encoder):
@@ -170,7 +176,7 @@ def siglip(tmp_path_factory):
 def test_an_encoder_of_siglips_kind_is_adapted_in_both_towers_and_exported_for_open_clip(siglip, tmp_path, capsys):
     pixels = torch.randint(0, 256, (4, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     inputs = siglip.tokenizer(["a dog", "a cat", "a key", "a tree"]), siglip.normalize_pixels(pixels)
-    student = train_a_little(make_student(siglip.model, Lora(alpha=16.0, dropout=0.0)), inputs)
+    student = train_a_little(make_student(siglip.model, Lora(alpha=16.0)), inputs)
     moved = {name for name, weight in trained_state(student).items() if ".lora_B." in name and weight.any()}
     assert {name.split(".")[2] for name in moved} == {"text", "visual"}
     merged = merge_student(student)
