@@ -58,6 +58,18 @@ def test_an_adapted_layer_in_autocast_is_near_the_exact_one(weight):
         assert one.float().norm().item() == pytest.approx(other.norm().item(), rel=0.01)
 
 
+@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
+def test_an_adapted_layer_is_traced_as_one_piece_and_is_the_same(weight):
+    x = torch.randn(8, 8, WIDTHS[0], generator=torch.Generator().manual_seed(1))
+    layer = adapted(AdaptedLinear)
+    layer.get_base_layer().to(weight)
+    plain = course(copy.deepcopy(layer), x, torch.bfloat16)
+    layer.compile(backend="aot_eager", dynamic=True, fullgraph=True)
+    for one, other in zip(course(layer, x, torch.bfloat16), plain, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.allclose(one, other, rtol=0.02, atol=0.02 * other.abs().max().item())
+
+
 def test_an_adapter_that_is_small_beside_the_weight_is_not_lost_where_it_is_merged():
     """Each weight changes by less than half of what bfloat16 can tell, so that a sum in it would change little."""
     x = torch.randn(4096, WIDTHS[0], generator=torch.Generator().manual_seed(1))
