@@ -177,8 +177,8 @@ class Lora(Section):
     rank: int = Field(16, ge=1)
     alpha: float = Field(1.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Of what goes into the encoder's adapters, or the LLM's; Safe-CLIP's paper has 0.1. Without it the encoder's are
-    merged into their layers at every pass, which takes less time (safeclip/encoder/lora.py)."""
+    """Of what goes into an adapter; Safe-CLIP's paper has 0.1. Without it the encoder's layers take less time (see
+    safeclip/encoder/lora.py)."""
     targets: str | None = None
     """Regular expression for the whole name of the modules that carry adapters, or `all-linear` for an LLM's linear
     layers. Unless given, those of Safe-CLIP's paper in the encoder, and peft's choice in an LLM."""

@@ -4,8 +4,8 @@ Both train ViT-B/32 with random weights on the same rows: batch 16, captions of 
 The reference's recipe: Hugging Face's CLIPModel with peft's LoRA on the paper's layers, float32, texts padded to 77
 tokens, the safe side, the unsafe side and the teacher in passes of their own, six a step. It is written here from
 that description, less the code's bugs (the teacher is a model of its own, with its dropout off) and less its loading
-of data. Ours is the worker that a training runs, its loading included, with adapters that are merged (no dropout);
-a candidate with the recipe's dropout is beside it.
+of data. Ours is the worker that a training runs, its loading included, with adapters without dropout; a candidate
+with the recipe's dropout is beside it.
 """
 
 import copy
@@ -262,6 +262,7 @@ def _one_of(rank: int, count: int, plan: Plan, meeting: str) -> None:
     worker = Worker(plan, rank, rank, count, **options)
     worker.run_epoch()  # warms up
     record = worker.run_epoch()
-    if rank == 0 and record is not None:
+    assert record is not None
+    if rank == 0:
         Path(meeting, "speed.json").write_text(json.dumps(record["samples_per_second"]))
     torch.distributed.destroy_process_group()

@@ -7,12 +7,12 @@ program does. It is set beside the rate at which this GPU multiplies large bfloa
 import gc
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 
 from safeclip.artifacts import Folder
 from safeclip.benchmarks.side_by_side import compared
@@ -200,20 +200,13 @@ def arithmetic(config: dict[str, Any], tokens: int, rank: int) -> dict[str, floa
 
 
 def matrix_rate(device: str, width: int = 8192, seconds: float = 2.0) -> float:
-    """Returns the operations a second of products of two bfloat16 matrices (width, width), one after the other.
+    """Returns the operations a second of a product of two bfloat16 matrices (width, width), the median.
 
-    They go on for as long as a few steps take: a GPU that has just begun runs faster than it can go on to.
+    They are repeated for as long as a few steps take, for the clock to be that of a GPU which is at work.
     """
     a, b = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
-    a @ b
-    wait_for(device)
-    products, began = 0, time.perf_counter()
-    while (passed := time.perf_counter() - began) < seconds:
-        for _ in range(10):
-            a @ b
-        wait_for(device)
-        products += 10
-    return products * 2 * width**3 / passed
+    timer = Timer("a @ b", globals={"a": a, "b": b})
+    return 2 * width**3 / timer.blocked_autorange(min_run_time=seconds).median
 
 
 def wait_for(device: str) -> None:

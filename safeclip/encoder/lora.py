@@ -1,8 +1,8 @@
-"""The layers of low-rank adapters: one product for what goes in, and a fast dropout for where something is dropped.
+"""The layers that carry low-rank adapters, and their dropout.
 
 What an adapter adds to a layer's output, y = x Wᵀ + s (x Aᵀ) Bᵀ, may as well be added to its weight,
-y = x (W + s B A)ᵀ (Hu et al., 2022), unless the adapter's input is not the layer's. peft does the first in steps that
-each write what the next one reads, and in training that takes longer than the thin products themselves.
+y = x (W + s B A)ᵀ (Hu et al., 2022), unless a dropout stands between x and A. peft computes the first in training,
+where dropout, thin products, scaling and sum each write what the next one reads.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from torch import nn
 class AdaptedLinear(lora.Linear):
     """A linear layer with one adapter without dropout.
 
-    The adapter is merged into the weight at every pass where the weight is float32: the least work for many rows. A
-    sum in bfloat16 would lose an adapter that is small beside the weight, so where the weight is bfloat16 already the
-    adapter adds to the output: the least work for few rows.
+    Where the weight is float32, the adapter is merged into it at every pass, which takes as long for one row as for
+    many. A sum in bfloat16 would lose an adapter that is small beside the weight; where the weight is bfloat16
+    already, the adapter therefore adds to the output, in place.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -29,57 +29,38 @@ class AdaptedLinear(lora.Linear):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         (name,) = self.active_adapters
         layer, a, b = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight
-        product = _Merged if layer.weight.dtype == torch.float32 else _Added
-        return product.apply(x.flatten(0, -2), layer.weight, layer.bias, a, b, self.scaling[name]).unflatten(
-            0, x.shape[:-1]
-        )
+        y = _Product.apply(x.flatten(0, -2), layer.weight, layer.bias, a, b, self.scaling[name])
+        return y.unflatten(0, x.shape[:-1])
 
 
-class _Merged(torch.autograd.Function):
-    """y = x (W + s B A)ᵀ for x (N, in). The gradient of the whole weight is never made, only those of A and B.
+class _Product(torch.autograd.Function):
+    """y = x (W + s B A)ᵀ + bias for x (N, in). The gradient of the whole weight is never made, only those of A and B.
 
     With g the gradient of y: dA = s (g B)ᵀ x and dB = s gᵀ (x Aᵀ).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            merged = torch.addmm(weight, b, a, alpha=scale).to(x.dtype)
-        ctx.save_for_backward(x, merged, a.to(x.dtype), b.to(x.dtype))
-        ctx.scale = scale
-        return F.linear(x, merged, None if bias is None else bias.to(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, g: Any) -> Any:  # type: ignore[override]
-        x, merged, a, b = ctx.saved_tensors
-        dx = g @ merged if ctx.needs_input_grad[0] else None
-        da = (g @ b).T @ x * ctx.scale
-        db = _transposed((x @ a.T).T @ g * ctx.scale)
-        return dx, None, None, da, db, None
-
-
-class _Added(torch.autograd.Function):
-    """y = x Wᵀ + s (x Aᵀ) Bᵀ for x (N, in), the same otherwise."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> torch.Tensor:
+        merge = weight.dtype == torch.float32
+        if merge:
+            with torch.autocast(x.device.type, enabled=False):
+                weight = torch.addmm(weight, b, a, alpha=scale).to(x.dtype)
         a, b = a.to(x.dtype), b.to(x.dtype)
         thin = x @ a.T
+        y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
         ctx.save_for_backward(x, weight, a, b, thin)
-        ctx.scale = scale
-        return F.linear(x, weight, bias).addmm_(thin, b.T, alpha=scale)
+        ctx.merged, ctx.scale = merge, scale
+        return y if merge else y.addmm_(thin, b.T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:  # type: ignore[override]
         x, weight, a, b, thin = ctx.saved_tensors
         back = g @ b * ctx.scale
-        dx = (g @ weight).addmm_(back, a) if ctx.needs_input_grad[0] else None
-        return dx, None, None, back.T @ x, _transposed(thin.T @ g * ctx.scale), None
-
-
-def _transposed(x: torch.Tensor) -> torch.Tensor:
-    """Returns the gradient of B from that of Bᵀ, of which no product has to copy g."""
-    return x.T.contiguous()
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = g @ weight if ctx.merged else (g @ weight).addmm_(back, a)
+        db = (thin.T @ g * ctx.scale).T.contiguous()  # as a transpose, for which g need not be copied
+        return dx, None, None, back.T @ x, db, None
 
 
 class Dropout(nn.Dropout):

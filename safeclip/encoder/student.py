@@ -144,7 +144,7 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
 def lower_frozen(student: nn.Module, dtype: torch.dtype) -> None:
     """Keeps the frozen weights of a student's layers in the type that autocast would cast them to at every pass.
 
-    A GPU keeps float32 where there is an adapter to merge: it has many rows at a time (see `AdaptedLinear`).
+    A GPU keeps float32 where there is an adapter to merge: it takes many rows at a time (see `AdaptedLinear`).
 
     Args:
         student: as `make_student` gives it; changed in place.

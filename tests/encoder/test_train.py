@@ -33,7 +33,7 @@ from tests.processes import work_as_two
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
     "train.epochs=2", "train.batch=8", "train.learning_rate=0.001", "train.schedule=constant",
-    "train.lora={alpha: 16.0}", "train.objective=safe-clip", "train.average=1",
+    "train.objective=safe-clip", "train.average=1",
     "train.preserve={source: world, count: 20, per_step: 8, unit_rows: 10, drawn: 4}", "train.warmup=0",
     "train.max_gradient=null", "train.select=loss", "train.keep_best=2",
 ]  # fmt: skip
