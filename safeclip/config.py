@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -473,8 +473,9 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
     section: Any = Config
     for part in location:
         field = section.model_fields.get(part)
-        section = field.annotation if field is not None else None
-        if not (isinstance(section, type) and issubclass(section, Section)):
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()  # a section, or one that may be null
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+        if section is None:
             return []
     return list(section.model_fields)
 

@@ -62,6 +62,7 @@ def test_the_run_of_the_command_line_wins():
     [
         ("train.epoch=3", "train.epoch: no such setting; did you mean epochs?"),
         ("generate.toxify.candidate=3", "generate.toxify.candidate: no such setting; did you mean candidates?"),
+        ("train.lora.droput=0.1", "train.lora.droput: no such setting; did you mean dropout?"),
         ("zzz=1", "zzz: no such setting; allowed: profile, run, storage, seed, ray, captions"),
         ("train.epochs=many", "train.epochs: 'many' will not do; input should be a valid integer"),
         ("train.epochs=2.5", "train.epochs: 2.5 will not do"),
