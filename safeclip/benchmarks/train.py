@@ -11,6 +11,7 @@ with the recipe's dropout is beside it.
 import copy
 import io
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -40,26 +41,28 @@ ARCHITECTURE = "ViT-B-32"
 BATCH = 16
 ROWS = {"train": 64, "validation": 2}
 DROPOUT = 0.1  # of the recipe's adapters
+TURNS = 6  # of one worker and of two, for each repeat: what slows a core down for seconds slows two twice as often
 TOKENS = (12, 24)  # of a caption, start and end among them
 WORDS = ("dog", "cat", "tree", "car", "house", "book", "red", "blue", "big", "old", "on", "with", "near", "and")
 _TARGETS = ["k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding"]
 
 
-def compare_training(repeats: int) -> dict[str, Any]:
+def compare_training(repeats: int, architecture: str = ARCHITECTURE) -> dict[str, Any]:
     """Measures the reference's recipe and ours in turn, on one core, then ours by one worker and two, a core each.
 
     Args:
-        repeats: epochs of four steps that each is measured for, after one that is not counted.
+        repeats: epochs of four steps that each is measured for, after one that is not counted; more of the workers.
+        architecture: of the encoder, by open_clip's name.
 
     Returns:
         The layout of every benchmark, for `reference_recipe`, `ours_float32` and `ours_bfloat16`, the faster of which
-        is also called `ours`, for `ours_bfloat16_dropout`, and for `one_worker` and `two_workers`, processes of their
-        own that train as `ours` does; `data_wait` is the share of time that ours waits for data.
+        is also called `ours`, for `ours_bfloat16_dropout`, and for `one_worker` and `two_workers`, processes that
+        train as `ours` does, each bound to a core; `data_wait` is the share of time that ours waits for data.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="safeclip-benchmark-") as name:
         place = Path(name)
-        encoder = random_encoder(place / "base", ARCHITECTURE)
+        encoder = random_encoder(place / "base", architecture)
         write_quadruplets(Folder(name), encoder, ROWS)
         reference = Reference(encoder, place, ROWS["train"])
         plans = {
@@ -82,10 +85,7 @@ def compare_training(repeats: int) -> dict[str, Any]:
                     each[label].append(value)
         fastest = max(("float32", "bfloat16"), key=lambda dtype: statistics.median(each[f"ours_{dtype}"]))
         del reference, ours
-        each |= {"one_worker": [], "two_workers": []}
-        for _ in range(repeats):
-            for count, name in enumerate(("one_worker", "two_workers"), 1):
-                each[name].append(_speed_of_workers(place, fastest, count))
+        each |= _speed_of_workers(place, fastest, TURNS * repeats)
     measured = compared(
         {**each, "ours": each[f"ours_{fastest}"]},
         "samples/s",
@@ -100,7 +100,7 @@ def compare_training(repeats: int) -> dict[str, Any]:
     return {
         **measured,
         "compared": {
-            "architecture": ARCHITECTURE,
+            "architecture": architecture,
             "tokens": TOKENS,
             "device": "cpu",
             "ours": fastest,
@@ -248,21 +248,29 @@ def _image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
 
 
-def _speed_of_workers(place: Path, dtype: str, count: int) -> float:
-    plan = plan_training(place, dtype, f"by-{count}")
+def _speed_of_workers(place: Path, dtype: str, turns: int) -> dict[str, list[float]]:
+    """Returns the samples a second of one worker and of two, epoch by epoch in turn."""
+    plans = [plan_training(place, dtype, f"by-{count}") for count in (1, 2)]
     with tempfile.TemporaryDirectory(dir=place) as meeting:
-        torch.multiprocessing.spawn(_one_of, (count, plan, meeting), nprocs=count)
+        torch.multiprocessing.spawn(_one_of, (plans, turns, meeting), nprocs=2)
         return json.loads(Path(meeting, "speed.json").read_text())
 
 
-def _one_of(rank: int, count: int, plan: Plan, meeting: str) -> None:
+def _one_of(rank: int, plans: list[Plan], turns: int, meeting: str) -> None:
+    """Trains as one of two workers, on a core of its own; the first of them also alone, while the other waits."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{meeting}/meet", rank=rank, world_size=count)
-    options: dict[str, Any] = {"wrap": torch.nn.parallel.DistributedDataParallel} if count > 1 else {}
-    worker = Worker(plan, rank, rank, count, **options)
-    worker.run_epoch()  # warms up
-    record = worker.run_epoch()
-    assert record is not None
+    torch.distributed.init_process_group("gloo", f"file://{meeting}/meet", rank=rank, world_size=2)
+    alone = Worker(plans[0]) if rank == 0 else None
+    together = Worker(plans[1], rank, rank, 2, wrap=torch.nn.parallel.DistributedDataParallel)
+    speeds: dict[str, list[float]] = {"one_worker": [], "two_workers": []}
+    for turn in range(turns + 1):
+        for name, worker in zip(speeds, (alone, together), strict=True):
+            torch.distributed.barrier()
+            record = worker.run_epoch() if worker else None
+            if record and turn:  # the first one warms up
+                speeds[name].append(record["samples_per_second"])
     if rank == 0:
-        Path(meeting, "speed.json").write_text(json.dumps(record["samples_per_second"]))
+        Path(meeting, "speed.json").write_text(json.dumps(speeds))
     torch.distributed.destroy_process_group()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
@@ -59,11 +60,13 @@ class GpuTraining:
         if self.worker is None:
             self.encoder.model = torch.nn.Identity()  # the worker has its own
             self.worker = Worker(plan_training(self.folder, "bfloat16", "gpu"), device=self.device)
-            self.table = self.worker.rows["train"].table
+            self.every = self.worker.rows["train"]
+            self.every.batch(np.arange(len(self.every)))  # in a training the first epoch resizes the pictures
         worker = self.worker
         steps = min(steps, self.rows // batch)
         worker.train = worker.train.model_copy(update={"batch": batch, "micro_batch": micro_batch})
-        worker.rows["train"] = Rows(self.table.slice(0, steps * batch), worker.encoder)
+        some = self.every.table.slice(0, steps * batch)
+        worker.rows["train"] = Rows(some, worker.encoder, self.every.resized)
         worker.batches = steps
         record = worker.run_epoch()
         assert record is not None

@@ -1,8 +1,9 @@
 """Rows for training: which of them make which batch, and their tokens and pixels.
 
-The rows of a split lie in one memory-mapped Arrow file a machine, so their number is not bound by memory. They are
-numbered in the order of their ids, whatever files they came in. A batch is a function of seed, epoch and step alone;
-workers share it in equal slices, so the order of rows does not depend on how many workers there are.
+The rows of a split lie in one memory-mapped Arrow file a machine, and their resized pictures in another file, so
+their number is not bound by memory. They are numbered in the order of their ids, whatever files they came in. A batch
+is a function of seed, epoch and step alone; workers share it in equal slices, so the order of rows does not depend on
+how many workers there are.
 """
 
 import os
@@ -12,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import torch
 
 from safeclip.artifacts import Folder
 from safeclip.encoder.model import Encoder, decode_image
+from safeclip.encoder.pixels import PixelStore
 from safeclip.encoder.teacher import Unit, sides_of, usable
 from safeclip.errors import UserError
 
@@ -85,8 +87,15 @@ class Batch:
 class Rows:
     """The rows of a split, with the teacher's embeddings; of safe pairs, the safe side only."""
 
-    def __init__(self, table: pa.Table, encoder: Encoder) -> None:
-        self.table, self.encoder = table, encoder
+    def __init__(self, table: pa.Table, encoder: Encoder, resized: PixelStore | None = None) -> None:
+        """Takes rows in.
+
+        Args:
+            table: the rows, in any order.
+            encoder: whose tokens and whose size of pictures they are wanted in.
+            resized: keeps resized pictures; without one they are decoded and resized each time.
+        """
+        self.table, self.encoder, self.resized = table, encoder, resized
         self.order = np.argsort(table["id"].to_numpy(), kind="stable") if len(table) else np.zeros(0, np.int64)
         self.sides = sides_of(table)
 
@@ -100,17 +109,29 @@ class Rows:
         Raises:
             UserError: a picture does not decode.
         """
-        columns = [f"{side}_{kind}" for side in self.sides for kind in ("caption", "image")]
-        taken = self._take(["id", *columns], rows)
-        texts = [text for side in self.sides for text in taken[f"{side}_caption"].to_pylist()]
-        images = [
-            (data, f"row {key}: {side}_image")
-            for side in self.sides
-            for key, data in zip(taken["id"].to_pylist(), taken[f"{side}_image"].to_pylist(), strict=True)
-        ]
+        taken = self._take([f"{side}_caption" for side in self.sides], rows)
+        texts = [text for column in taken.columns for text in column.to_pylist()]
+        pixels = np.empty((len(self.sides), len(rows), *self.encoder.picture_shape), np.uint8)
+        for side, part in enumerate(pixels):
+            self._fill(side, rows, part)
+        return Batch(self.encoder.tokenizer(texts), torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:])))
+
+    def _fill(self, side: int, rows: np.ndarray, pixels: np.ndarray) -> None:
+        """Fills pixels (B, 3, H, W) with the resized pictures of a side of rows."""
+        store, name = self.resized, f"{self.sides[side]}_image"
+        numbers = self.order[rows] * len(self.sides) + side
+        missing = [i for i, number in enumerate(numbers) if not (store and store.read(number, pixels[i]))]
+        if not missing:
+            return
+        taken = self._take(["id", name], rows[missing]).to_pylist()
+
+        def resize(i: int, row: dict[str, Any]) -> None:
+            pixels[i] = self.encoder.resize_image(decode_image(row[name], f"row {row['id']}: {name}"))
+            if store:
+                store.write(numbers[i], pixels[i])
+
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            pixels = np.stack(list(pool.map(lambda image: self.encoder.resize_image(decode_image(*image)), images)))
-        return Batch(self.encoder.tokenizer(texts), torch.from_numpy(pixels))
+            list(pool.map(resize, missing, taken))
 
     def references(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Returns the teacher's embeddings of rows, each (B, d): `safe_text_ref`, `safe_image_ref` and so on."""
@@ -136,7 +157,7 @@ class Rows:
 
 
 def cache_path(key: str, split: str) -> Path:
-    """Returns where a machine puts the rows of a split, for its workers to map: readable by their owner alone."""
+    """Returns where a machine puts the rows of a split, for its workers to map: in a folder of its owner's alone."""
     folder = Path(tempfile.gettempdir()) / f"safeclip-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder / f"{key}-{split}.arrow"

@@ -92,6 +92,12 @@ class Encoder:
             image = transform(image)
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Of a resized picture, (3, H, W)."""
+        height, width = self.config["preprocess_cfg"]["size"]
+        return 3, height, width
+
     def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns uint8 pixels (B, 3, H, W) as the image tower takes them, float32."""
         config = self.config["preprocess_cfg"]

@@ -31,6 +31,7 @@ from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder, is_causal, pool_states, text_states, trim_tokens
 from safeclip.encoder.nearest import NearestSafe
 from safeclip.encoder.objectives import Embeddings, Objective, make_objective
+from safeclip.encoder.pixels import PixelStore
 from safeclip.encoder.progress import Progress, best_epochs, epoch_name, memory_gib, read_progress, told
 from safeclip.encoder.states import held_tokens, state_drift
 from safeclip.encoder.student import (
@@ -156,18 +157,24 @@ class Worker:
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.train.learning_rate, fused=True)
         paths = {split: cache_path(plan.key, split) for split in plan.folders if split != DRAWN}
+        pixels = {split: path.with_suffix(".pixels") for split, path in paths.items()}
         if local_rank == 0:
             for split, path in paths.items():
                 parts = (KEPT, DRAWN) if split == KEPT else (split,)
                 write_rows(plan.folders, plan.teacher, [u for u in plan.units if u.split in parts], path)
+                pixels[split].unlink(missing_ok=True)  # of a training that was killed
         if workers > 1:
             dist.barrier()
-        self.rows = {split: Rows(map_rows(path), self.encoder) for split, path in paths.items()}
+        shape = self.encoder.picture_shape
+        self.rows = {
+            split: Rows(map_rows(path), self.encoder, PixelStore(pixels[split], shape))
+            for split, path in paths.items()
+        }
         if workers > 1:
             dist.barrier()
         if local_rank == 0:
-            for path in paths.values():
-                path.unlink()  # every worker has it mapped; unsafe pictures stay nowhere but in the run
+            for path in (*paths.values(), *pixels.values()):
+                path.unlink()  # every worker has it open; unsafe pictures stay nowhere but in the run
         self.nearest = self._find_nearest() if self.objective.uses_nearest else {}
         self.batches = len(self.rows["train"]) // self.train.batch
         """Steps in an epoch."""
