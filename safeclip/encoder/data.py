@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.distributed as dist
 
 from safeclip.artifacts import Folder
 from safeclip.encoder.model import Encoder, decode_image
@@ -156,14 +157,59 @@ class Rows:
         return self.table.select(columns).take(pa.array(self.order[rows]))
 
 
-def cache_path(key: str, split: str) -> Path:
-    """Returns where a machine puts the rows of a split, for its workers to map: in a folder of its owner's alone."""
+def share_rows(
+    folders: dict[str, Folder],
+    teacher: Folder,
+    units: dict[str, list[Unit]],
+    key: str,
+    encoder: Encoder,
+    local_rank: int,
+    workers: int,
+) -> dict[str, Rows]:
+    """Returns rows that the workers of a machine share; the first of them writes what all map.
+
+    All workers of the process group call it together. The files are gone when it returns, and what they hold lives as
+    long as a worker has them open: unsafe pictures stay nowhere but in the run.
+
+    Args:
+        folders: where the rows of each of the units' splits lie.
+        teacher: where the teacher's embeddings lie.
+        units: whose rows are wanted, under the name they are returned by.
+        key: of the training, no other's.
+        encoder: as `Rows` has it.
+        local_rank: of this worker, among those of the machine.
+        workers: how many there are in the process group.
+
+    Raises:
+        UserError: the embeddings are of other rows.
+    """
+    tables = {name: _cache_path(f"{key}-{name}.arrow") for name in units}
+    pixels = {name: path.with_suffix(".pixels") for name, path in tables.items()}
+    if local_rank == 0:
+        for name, path in tables.items():
+            _write_rows(folders, teacher, units[name], path)
+            pixels[name].unlink(missing_ok=True)  # of a training that was killed
+    if workers > 1:
+        dist.barrier()
+    rows = {}
+    for name, path in tables.items():
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        rows[name] = Rows(table, encoder, PixelStore(pixels[name], encoder.picture_shape))
+    if workers > 1:
+        dist.barrier()
+    if local_rank == 0:
+        for path in (*tables.values(), *pixels.values()):
+            path.unlink()
+    return rows
+
+
+def _cache_path(name: str) -> Path:
     folder = Path(tempfile.gettempdir()) / f"safeclip-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / f"{key}-{split}.arrow"
+    return folder / name
 
 
-def write_rows(folders: dict[str, Folder], teacher: Folder, units: list[Unit], path: Path) -> None:
+def _write_rows(folders: dict[str, Folder], teacher: Folder, units: list[Unit], path: Path) -> None:
     """Writes the rows of some units, with the teacher's embeddings, as one Arrow file.
 
     Raises:
@@ -186,11 +232,6 @@ def write_rows(folders: dict[str, Folder], teacher: Folder, units: list[Unit], p
     except BaseException:
         path.unlink()
         raise
-
-
-def map_rows(path: Path) -> pa.Table:
-    """Returns the rows of an Arrow file, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def prefetch(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Iterator[Result]:

@@ -1,9 +1,7 @@
 """How far a training is, and what is said of it."""
 
-import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,16 +76,6 @@ def best_epochs(history: list[dict[str, Any]], select: str, count: int) -> list[
     else:
         found.sort(key=lambda record: (figure(record, select), record["epoch"]), reverse=True)
     return [record["epoch"] for record in found[:count]]
-
-
-def epoch_name(epoch: int) -> str:
-    """Returns what an epoch's weights are called in checkpoints and in `encoder/best/`."""
-    return f"epoch-{epoch:04d}"
-
-
-def read_progress(folder: Path) -> Progress:
-    """Returns the progress that a checkpoint holds."""
-    return Progress(**json.loads((folder / "progress.json").read_text()))
 
 
 def told(record: dict[str, Any]) -> str:

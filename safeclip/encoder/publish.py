@@ -2,22 +2,20 @@
 
 import dataclasses
 import hashlib
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder
 from safeclip.config import Config
 from safeclip.encoder.card import model_card
+from safeclip.encoder.checkpoint import BEST, PROGRESS, read_best
 from safeclip.encoder.export import export_encoder, oddities
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder
-from safeclip.encoder.progress import epoch_name, read_progress
 from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter
 from safeclip.errors import UserError
 
@@ -70,24 +68,6 @@ def write_exports(safe: Encoder, student: torch.nn.Module | None, folder: Folder
         shutil.rmtree(local)
 
 
-def write_best_epochs(checkpoint: Path, epochs: list[int], folder: Folder) -> None:
-    """Writes a folder of each epoch that `export_checkpoint` takes for a checkpoint; others that lie there go.
-
-    Args:
-        checkpoint: the training's last one.
-        epochs: whose weights it holds.
-        folder: where theirs go.
-    """
-    folder.remove()
-    progress = read_progress(checkpoint)
-    for epoch in epochs:
-        name = "best" if epoch == progress.best_epoch else epoch_name(epoch)
-        own, target = dataclasses.replace(progress, best_epoch=epoch), folder / epoch_name(epoch)
-        target.make()
-        target.write("progress.json", json.dumps(dataclasses.asdict(own)).encode())
-        target.put("best.safetensors", checkpoint / f"{name}.safetensors")
-
-
 def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> None:
     """Writes the exports of a training's checkpoint, of the best weights up to it.
 
@@ -99,12 +79,12 @@ def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> Non
     Raises:
         UserError: the checkpoint is missing, or of another base or other adapters than the config's.
     """
-    if not checkpoint.exists("best.safetensors"):
-        raise UserError(f"--export {checkpoint.url}: no checkpoint lies here (no best.safetensors)")
+    if not checkpoint.exists(BEST):
+        raise UserError(f"--export {checkpoint.url}: no checkpoint lies here (no {BEST})")
     with tempfile.TemporaryDirectory(prefix="safeclip-export-") as name:
-        for file in ("best.safetensors", "progress.json"):
+        for file in (BEST, PROGRESS):
             (Path(name) / file).write_bytes(checkpoint.read(file))
-        progress, best = read_progress(Path(name)), load_file(Path(name) / "best.safetensors")
+        progress, best = read_best(Path(name))
     base = load_encoder(config.train.base)
     student = trained_student(base, best, config)
     trained = {"objective": config.train.objective, "epochs": progress.epoch, "best_epoch": progress.best_epoch}

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, Stage, hash_of, read_manifest
 from safeclip.config import Config, Train
 from safeclip.encoder.card import model_card
+from safeclip.encoder.checkpoint import read_best, write_best_epochs
 from safeclip.encoder.data import Rows
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.loop import train_loop
 from safeclip.encoder.model import Encoder, is_causal
 from safeclip.encoder.negation import negate_unsafe_weights
 from safeclip.encoder.objectives import NEGATION, Objective, make_objective
-from safeclip.encoder.progress import Progress, best_epochs, figure, read_progress
-from safeclip.encoder.publish import merged, trained_student, weights_hash, write_best_epochs, write_exports
+from safeclip.encoder.progress import Progress, best_epochs, figure
+from safeclip.encoder.publish import merged, trained_student, weights_hash, write_exports
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_teacher
 from safeclip.encoder.tracker import check_tracker
 from safeclip.encoder.worker import Plan
@@ -188,7 +188,7 @@ def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
             f"lower train.learning_rate ({plan.train.learning_rate}), and start again with --replace or another --run"
         )
     with result.checkpoint.as_directory() as path:
-        progress = read_progress(Path(path))
+        progress, best = read_best(Path(path))
         kept = best_epochs(progress.history, train.select, train.keep_best) if train.keep_best > 1 else []
         write_best_epochs(Path(path), kept, stage.folder / BEST)
-        return progress, load_file(Path(path) / "best.safetensors")
+        return progress, best

@@ -1,39 +1,34 @@
 """One worker's share of a training: steps, validation, what a checkpoint holds."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
 from safeclip.artifacts import Folder
 from safeclip.config import Train
+from safeclip.encoder.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from safeclip.encoder.data import (
     Batch,
-    Rows,
-    cache_path,
     epoch_batches,
     kept_rows,
-    map_rows,
     prefetch,
     share_of,
-    write_rows,
+    share_rows,
 )
 from safeclip.encoder.load import load_encoder
-from safeclip.encoder.model import Encoder, is_causal, pool_states, text_states, trim_tokens
+from safeclip.encoder.model import is_causal, text_states, trim_tokens
 from safeclip.encoder.nearest import NearestSafe
 from safeclip.encoder.objectives import Embeddings, Objective, make_objective
-from safeclip.encoder.pixels import PixelStore
-from safeclip.encoder.progress import Progress, best_epochs, epoch_name, memory_gib, read_progress, told
-from safeclip.encoder.states import held_tokens, state_drift
+from safeclip.encoder.progress import Progress, best_epochs, memory_gib, told
+from safeclip.encoder.states import held_tokens
 from safeclip.encoder.student import (
     clip_of,
     compile_blocks,
@@ -43,6 +38,7 @@ from safeclip.encoder.student import (
     trained_state,
 )
 from safeclip.encoder.teacher import DRAWN, KEPT, Unit
+from safeclip.encoder.towers import TwoTowers
 from safeclip.encoder.tracker import make_tracker
 from safeclip.encoder.validation import recall_sum, validation_losses
 from safeclip.encoder.views import choose_views, take_views
@@ -66,33 +62,6 @@ class Plan:
     units: list[Unit]
     logs: Folder | None = None
     """Where the tracker's files go."""
-
-
-class TwoTowers(torch.nn.Module):
-    """A student as one module, texts and pictures in one pass, as DDP wants it."""
-
-    def __init__(self, student: torch.nn.Module, encoder: Encoder) -> None:
-        super().__init__()
-        self.student = student
-        self.normalize_pixels = encoder.normalize_pixels
-
-    def forward(self, tokens: torch.Tensor, pixels: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns embeddings (N, 2, d) of tokens (N, L) and of uint8 pixels (N, 3, H, W), float32.
-
-        Where there are states (N, L, w) that the texts are held to, there is one more column, (N, 2, d + 1): how far
-        each text's are from them, and 0 for the picture. So it is gathered, and its gradient cached, as all the rest.
-        """
-        clip = clip_of(self.student)
-        image = clip.encode_image(self.normalize_pixels(pixels), normalize=True).float()
-        if not is_causal(clip):
-            return torch.stack([clip.encode_text(tokens, normalize=True).float(), image], dim=1)
-        states = text_states(clip, tokens)
-        text = pool_states(clip, states, tokens).float()
-        if wanted is None:
-            return torch.stack([text, image], dim=1)
-        drift = state_drift(states.float(), wanted)
-        columns = torch.stack([drift, torch.zeros_like(drift)], dim=1).unsqueeze(-1)
-        return torch.cat([torch.stack([text, image], dim=1), columns], dim=-1)
 
 
 def learning_rate(step: int, steps: int, train: Train) -> float:
@@ -156,25 +125,9 @@ class Worker:
         self.parallel = wrap(self.towers)
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.train.learning_rate, fused=True)
-        paths = {split: cache_path(plan.key, split) for split in plan.folders if split != DRAWN}
-        pixels = {split: path.with_suffix(".pixels") for split, path in paths.items()}
-        if local_rank == 0:
-            for split, path in paths.items():
-                parts = (KEPT, DRAWN) if split == KEPT else (split,)
-                write_rows(plan.folders, plan.teacher, [u for u in plan.units if u.split in parts], path)
-                pixels[split].unlink(missing_ok=True)  # of a training that was killed
-        if workers > 1:
-            dist.barrier()
-        shape = self.encoder.picture_shape
-        self.rows = {
-            split: Rows(map_rows(path), self.encoder, PixelStore(pixels[split], shape))
-            for split, path in paths.items()
-        }
-        if workers > 1:
-            dist.barrier()
-        if local_rank == 0:
-            for path in (*paths.values(), *pixels.values()):
-                path.unlink()  # every worker has it open; unsafe pictures stay nowhere but in the run
+        parts = {split: (KEPT, DRAWN) if split == KEPT else (split,) for split in plan.folders if split != DRAWN}
+        units = {split: [unit for unit in plan.units if unit.split in parts[split]] for split in parts}
+        self.rows = share_rows(plan.folders, plan.teacher, units, plan.key, self.encoder, local_rank, workers)
         self.nearest = self._find_nearest() if self.objective.uses_nearest else {}
         self.batches = len(self.rows["train"]) // self.train.batch
         """Steps in an epoch."""
@@ -496,34 +449,15 @@ class Worker:
         return record
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint: the trained weights, the optimizer and the progress; nothing of what is frozen."""
-        save_file(trained_state(self.student), folder / "trained.safetensors")
-        for epoch, state in self.kept.items():
-            name = "best" if epoch == self.progress.best_epoch else epoch_name(epoch)
-            save_file(state, folder / f"{name}.safetensors")
-        for number, state in enumerate(self.earlier):
-            save_file(state, folder / f"earlier-{number}.safetensors")
-        moments = {
-            f"{number}.{name}": value.detach().cpu()
-            for number, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        }
-        save_file(moments, folder / "optimizer.safetensors")
-        (folder / "progress.json").write_text(json.dumps(asdict(self.progress)))
+        """Writes a checkpoint."""
+        moments = self.optimizer.state_dict()["state"]
+        write_checkpoint(
+            Checkpoint(self.progress, trained_state(self.student), self.kept, self.earlier, moments), folder
+        )
 
     def load(self, folder: Path) -> None:
         """Goes on from a checkpoint."""
-        load_trained_state(self.student, load_file(folder / "trained.safetensors"))
-        self.progress = read_progress(folder)
-        self.kept = {_number(path): load_file(path) for path in folder.glob("epoch-*.safetensors")}
-        self.kept[self.progress.best_epoch] = load_file(folder / "best.safetensors")
-        self.earlier = [load_file(path) for path in sorted(folder.glob("earlier-*.safetensors"), key=_number)]
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in load_file(folder / "optimizer.safetensors", device=self.device).items():
-            number, name = key.split(".")
-            state.setdefault(int(number), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-
-
-def _number(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
+        found = read_checkpoint(folder, self.device)
+        load_trained_state(self.student, found.trained)
+        self.progress, self.kept, self.earlier = found.progress, found.kept, found.earlier
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": found.moments})

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from safeclip.benchmarks.train_gpu import arithmetic, compare_training_on_gpu
 from safeclip.config import Lora
 from safeclip.encoder.student import make_student
-from safeclip.encoder.worker import TwoTowers
+from safeclip.encoder.towers import TwoTowers
 
 TINY = {
     "embed_dim": 24,
