@@ -26,9 +26,8 @@ def compared(
 
     Args:
         runs: of each candidate, by its label, in the order of the turns.
-        unit: of the runs; `s`, of which few are good, or one of which many are.
-        ratios: pairs of labels; each ratio is taken turn by turn, but for `best`, that of the two's best runs, which
-            says more where others slow the machine down at times.
+        unit: of the runs.
+        ratios: pairs of labels; each ratio is taken turn by turn.
         figures: what else was measured.
     """
     return {
@@ -37,7 +36,7 @@ def compared(
             label: {"unit": unit, "median": _round(statistics.median(values)), "runs": [_round(v) for v in values]}
             for label, values in runs.items()
         },
-        "ratios": {f"{a}/{b}": _ratio(runs[a], runs[b], min if unit == "s" else max) for a, b in ratios},
+        "ratios": {f"{a}/{b}": _ratio(runs[a], runs[b]) for a, b in ratios},
         "figures": figures,
     }
 
@@ -67,17 +66,13 @@ def table(measured: dict[str, Any]) -> str:
     candidates, ratios, figures = (measured[kind] for kind in ("candidates", "ratios", "figures"))
     width = max(map(len, [*candidates, *ratios, *figures])) + 1
     lines = [f"{label:{width}}{c['median']:>10g} {c['unit']}" for label, c in candidates.items()]
-    lines += [
-        f"{pair:{width}}{r['median']:>10g}  [{r['min']:g}, {r['max']:g}]  best {r['best']:g}"
-        for pair, r in ratios.items()
-    ]
+    lines += [f"{pair:{width}}{r['median']:>10g}  [{r['min']:g}, {r['max']:g}]" for pair, r in ratios.items()]
     return "\n".join([*lines, *(f"{name:{width}}{value:>10g}" for name, value in figures.items())])
 
 
-def _ratio(ones: list[float], others: list[float], best: Callable[[list[float]], float]) -> dict[str, float]:
+def _ratio(ones: list[float], others: list[float]) -> dict[str, float]:
     each = [one / other for one, other in zip(ones, others, strict=True)]
-    found = {"median": statistics.median(each), "min": min(each), "max": max(each), "best": best(ones) / best(others)}
-    return {name: _round(value) for name, value in found.items()}
+    return {"median": _round(statistics.median(each)), "min": _round(min(each)), "max": _round(max(each))}
 
 
 def _round(value: float) -> float:

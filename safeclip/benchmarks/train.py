@@ -28,6 +28,7 @@ from PIL import Image
 from safeclip.artifacts import Folder
 from safeclip.benchmarks.side_by_side import compared
 from safeclip.config import Lora, Train
+from safeclip.encoder.data import Rows
 from safeclip.encoder.export import save_open_clip, to_huggingface
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder
@@ -41,7 +42,7 @@ ARCHITECTURE = "ViT-B-32"
 BATCH = 16
 ROWS = {"train": 64, "validation": 2}
 DROPOUT = 0.1  # of the recipe's adapters
-TURNS = 6  # of one worker and of two, for each repeat: what slows a core down for seconds slows two twice as often
+TURNS = 20  # of one worker and two, a step each, for each repeat; a core of a shared machine is slow for seconds
 TOKENS = (12, 24)  # of a caption, start and end among them
 WORDS = ("dog", "cat", "tree", "car", "house", "book", "red", "blue", "big", "old", "on", "with", "near", "and")
 _TARGETS = ["k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding"]
@@ -51,7 +52,8 @@ def compare_training(repeats: int, architecture: str = ARCHITECTURE) -> dict[str
     """Measures the reference's recipe and ours in turn, on one core, then ours by one worker and two, a core each.
 
     Args:
-        repeats: epochs of four steps that each is measured for, after one that is not counted; more of the workers.
+        repeats: epochs of four steps that each is measured for, after one that is not counted; one worker and two
+            take turns of a step, `TURNS` for each repeat.
         architecture: of the encoder, by open_clip's name.
 
     Returns:
@@ -181,6 +183,18 @@ def plan_training(place: Path, dtype: str, key: str, dropout: float = 0.0) -> Pl
     return Plan(train, 0, f"benchmark-{time.time_ns()}-{key}", folders, folder / "teacher", plan_units(folders))
 
 
+def leave_rows(worker: Worker, count: int) -> None:
+    """Leaves a worker the first of its rows for training, so that an epoch is as many steps as they give.
+
+    Args:
+        worker: whose rows to take away.
+        count: how many are left.
+    """
+    every = worker.rows["train"]
+    worker.rows["train"] = Rows(every.table.slice(0, count), every.encoder, every.resized)
+    worker.batches = count // worker.train.batch
+
+
 class Reference:
     """The reference's recipe, with its rows in memory."""
 
@@ -249,7 +263,7 @@ def _image(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _speed_of_workers(place: Path, dtype: str, turns: int) -> dict[str, list[float]]:
-    """Returns the samples a second of one worker and of two, epoch by epoch in turn."""
+    """Returns the samples a second of one worker and of two, step by step in turn."""
     plans = [plan_training(place, dtype, f"by-{count}") for count in (1, 2)]
     with tempfile.TemporaryDirectory(dir=place) as meeting:
         torch.multiprocessing.spawn(_one_of, (plans, turns, meeting), nprocs=2)
@@ -268,7 +282,10 @@ def _one_of(rank: int, plans: list[Plan], turns: int, meeting: str) -> None:
     for turn in range(turns + 1):
         for name, worker in zip(speeds, (alone, together), strict=True):
             torch.distributed.barrier()
-            record = worker.run_epoch() if worker else None
+            if worker is None:
+                continue
+            leave_rows(worker, BATCH)
+            record = worker.run_epoch()
             if record and turn:  # the first one warms up
                 speeds[name].append(record["samples_per_second"])
     if rank == 0:

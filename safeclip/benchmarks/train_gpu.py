@@ -17,9 +17,16 @@ from torch.utils.benchmark import Timer
 
 from safeclip.artifacts import Folder
 from safeclip.benchmarks.side_by_side import compared
-from safeclip.benchmarks.train import DROPOUT, TOKENS, Reference, plan_training, random_encoder, write_quadruplets
+from safeclip.benchmarks.train import (
+    DROPOUT,
+    TOKENS,
+    Reference,
+    leave_rows,
+    plan_training,
+    random_encoder,
+    write_quadruplets,
+)
 from safeclip.config import Lora
-from safeclip.encoder.data import Rows
 from safeclip.encoder.student import compile_blocks
 from safeclip.encoder.worker import Worker
 
@@ -65,9 +72,8 @@ class GpuTraining:
         worker = self.worker
         steps = min(steps, self.rows // batch)
         worker.train = worker.train.model_copy(update={"batch": batch, "micro_batch": micro_batch})
-        some = self.every.table.slice(0, steps * batch)
-        worker.rows["train"] = Rows(some, worker.encoder, self.every.resized)
-        worker.batches = steps
+        worker.rows["train"] = self.every
+        leave_rows(worker, steps * batch)
         record = worker.run_epoch()
         assert record is not None
         return record

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config, load_config, save_config
+from safeclip.encoder.checkpoint import write_best_epochs
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder, text_states
 from safeclip.encoder.objectives import make_objective
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.progress import Progress, best_epochs, figure
-from safeclip.encoder.publish import export_checkpoint, write_best_epochs
+from safeclip.encoder.publish import export_checkpoint
 from safeclip.encoder.states import held_tokens, state_drift
 from safeclip.encoder.student import merge_student, trained_state
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_rows, plan_units
