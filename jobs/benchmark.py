@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
         words.add_argument(f"--{side}", type=int, default=100_000, help="of evaluate; default 100000")
     words.add_argument("--width", type=int, default=768, help="of evaluate's vectors; default 768")
     options = words.parse_args(arguments)
+    for word in ("repeats", "queries", "items", "width"):
+        if getattr(options, word) < 1:
+            raise UserError(f"--{word} {getattr(options, word)}: must be at least 1")
     config = config_of(options)
     if options.benchmark == "train":
         measured = _train(options)
@@ -72,9 +75,6 @@ def _evaluate(options: Any) -> dict[str, Any]:
     from safeclip.benchmarks.evaluate import compare_ranking
     from safeclip.benchmarks.side_by_side import table
 
-    for word in ("queries", "items", "width", "repeats"):
-        if getattr(options, word) < 1:
-            raise UserError(f"--{word} {getattr(options, word)}: must be at least 1")
     measured = compare_ranking(options.queries, options.items, options.width, options.repeats)
     print(table(measured))
     return measured

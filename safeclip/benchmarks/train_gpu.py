@@ -218,12 +218,6 @@ def matrix_rate(device: str, width: int = 8192, seconds: float = 2.0) -> float:
     return 2 * width**3 / timer.blocked_autorange(min_run_time=seconds).median
 
 
-def wait_for(device: str) -> None:
-    """Waits until a device is done with what it was told."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
 def forget_peak(device: str) -> None:
     """Gives memory that nothing uses back, and begins to watch for its peak."""
     if device.startswith("cuda"):

@@ -11,7 +11,8 @@ class PixelStore:
     """Pictures of one size in a file that all workers of a machine may read and fill at the same time.
 
     Each picture is followed by a byte that is 1. It is written last, so a picture that is there is there as a whole;
-    two workers that both miss a picture write the same bytes.
+    two workers that both miss a picture write the same bytes. The file is not mapped, for a full disk would end
+    the process.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:

@@ -31,7 +31,16 @@ def test_the_benchmark_of_ranking_keeps_the_layout(tmp_path, capsys):
     assert "ranking/matmul" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("word", ["queries", "items", "width", "repeats"])
-def test_no_size_is_nothing(word, capsys):
-    assert run_main(main, ["evaluate", f"--{word}", "0"]) == 1
+@pytest.mark.parametrize(
+    ("benchmark", "word"),
+    [
+        ("evaluate", "queries"),
+        ("evaluate", "items"),
+        ("evaluate", "width"),
+        ("evaluate", "repeats"),
+        ("train", "repeats"),
+    ],
+)
+def test_no_size_is_nothing(benchmark, word, capsys):
+    assert run_main(main, [benchmark, f"--{word}", "0"]) == 1
     assert capsys.readouterr().err == f"error: --{word} 0: must be at least 1\n"
