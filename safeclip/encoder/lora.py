@@ -25,12 +25,43 @@ class AdaptedLinear(lora.Linear):
         """Returns the layer's output (…, out) of x (…, in)."""
         if self.disable_adapters or self.merged:
             return super().forward(x)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        (name,) = self.active_adapters
-        layer, a, b = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight
-        y = _Product.apply(x.flatten(0, -2), layer.weight, layer.bias, a, b, self.scaling[name])
-        return y.unflatten(0, x.shape[:-1])
+        return _adapted(self, _lower(x))
+
+
+class AdaptedPatches(lora.Conv2d):
+    """A convolution with one adapter without dropout; computed as a linear layer where its patches lie side by side.
+
+    Patches that neither overlap nor leave anything out are rows of numbers, so nothing need be convolved, and the
+    gradient of the adapter is that of `AdaptedLinear`.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Returns the layer's output (N, out, H / h, W / w) of x (N, in, H, W) for patches of h × w."""
+        if self.disable_adapters or self.merged or not self._side_by_side(x):
+            return super().forward(x)
+        conv: Any = self.get_base_layer()
+        height, width = conv.kernel_size
+        patches = _lower(x).unflatten(2, (-1, height)).unflatten(4, (-1, width)).permute(0, 2, 4, 1, 3, 5)
+        return _adapted(self, patches.flatten(3)).permute(0, 3, 1, 2)
+
+    def _side_by_side(self, x: torch.Tensor) -> bool:
+        conv: Any = self.get_base_layer()
+        whole = all(size % patch == 0 for size, patch in zip(x.shape[2:], conv.kernel_size, strict=True))
+        plain = conv.padding in ((0, 0), "valid") and conv.dilation == (1, 1) and conv.groups == 1
+        return whole and plain and conv.stride == conv.kernel_size
+
+
+def _lower(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
+
+
+def _adapted(layer: AdaptedLinear | AdaptedPatches, x: torch.Tensor) -> torch.Tensor:
+    """Returns the product (…, out) of x (…, in) and a layer's weight with its adapter, each seen as a matrix."""
+    (name,) = layer.active_adapters
+    base, thin = layer.get_base_layer(), (layer.lora_A[name], layer.lora_B[name])
+    weight, a, b = (part.weight.flatten(1) for part in (base, *thin))
+    y = _Product.apply(x.flatten(0, -2), weight, base.bias, a, b, layer.scaling[name])
+    return y.unflatten(0, x.shape[:-1])
 
 
 class _Product(torch.autograd.Function):

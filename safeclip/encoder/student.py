@@ -22,7 +22,7 @@ from torch import nn
 
 from safeclip.config import Lora
 from safeclip.encoder.export import huggingface_name
-from safeclip.encoder.lora import AdaptedLinear, Dropout
+from safeclip.encoder.lora import AdaptedLinear, AdaptedPatches, Dropout
 from safeclip.errors import UserError
 
 # The second line has timm's names, which SigLIP's image towers go by.
@@ -129,7 +129,7 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
         bias="none",
     )
     if not lora.dropout:
-        settings._register_custom_module({nn.Linear: AdaptedLinear})
+        settings._register_custom_module({nn.Linear: AdaptedLinear, nn.Conv2d: AdaptedPatches})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -150,7 +150,8 @@ def lower_frozen(student: nn.Module, dtype: torch.dtype) -> None:
         student: as `make_student` gives it; changed in place.
         dtype: of the autocast.
     """
-    adapted = {module.get_base_layer() for module in student.modules() if isinstance(module, AdaptedLinear)}
+    kinds = AdaptedLinear | AdaptedPatches
+    adapted = {module.get_base_layer() for module in student.modules() if isinstance(module, kinds)}
     for module in student.modules():
         frozen = isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad
         if frozen and not (module in adapted and module.weight.is_cuda):

@@ -6,19 +6,20 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from safeclip.encoder.lora import AdaptedLinear, Dropout
+from safeclip.encoder.lora import AdaptedLinear, AdaptedPatches, Dropout
 
 WIDTHS = (24, 40)
+PATCHES = {"kernel_size": (2, 4), "stride": (2, 4)}
 
 
-def adapted(kind, bias=True, scale=0.05):
-    """A layer of a kind of peft's with an adapter that does something."""
+def adapted(kind, bias=True, scale=0.05, patches=None):
+    """A layer of a kind, or peft's own, with an adapter that does something; of patches if they are given."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(*WIDTHS, bias=bias))
+    plain = nn.Linear(*WIDTHS, bias=bias) if patches is None else nn.Conv2d(3, WIDTHS[1], bias=bias, **patches)
     settings = LoraConfig(r=4, lora_alpha=8, target_modules=["0"])
-    if kind is AdaptedLinear:
-        settings._register_custom_module({nn.Linear: kind})
-    layer = get_peft_model(model, settings).base_model.model[0]
+    if kind:
+        settings._register_custom_module({type(plain): kind})
+    layer = get_peft_model(nn.Sequential(plain), settings).base_model.model[0]
     assert type(layer) is kind or kind is None
     nn.init.normal_(layer.lora_B["default"].weight, std=scale)
     return layer.train()
@@ -88,6 +89,53 @@ def test_an_adapter_that_is_small_beside_the_weight_is_not_lost_where_it_is_merg
 def test_an_adapter_that_is_switched_off_or_worked_in_is_not_added_again():
     x = torch.randn(2, WIDTHS[0], generator=torch.Generator().manual_seed(1))
     layer = adapted(AdaptedLinear)
+    with torch.no_grad():
+        wanted, base = layer(x), layer.get_base_layer()(x)
+        assert (wanted - base).abs().max() > 0.01
+        layer.enable_adapters(False)
+        assert torch.equal(layer(x), base)
+        layer.enable_adapters(True)
+        layer.merge()
+        assert torch.allclose(layer(x), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [
+        {**PATCHES, "padding": "valid"},
+        {"kernel_size": 4, "stride": 2},  # overlapping
+        {"kernel_size": 2, "stride": 4},  # with gaps
+        {**PATCHES, "padding": (0, 2)},
+        {"kernel_size": 3, "stride": 3},  # which do not fill the picture
+        PATCHES,
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_adapted_patches_are_a_convolution_and_so_are_their_gradients(patches, bias):
+    x = torch.randn(5, 3, 8, 16, generator=torch.Generator().manual_seed(1))
+    layer = adapted(AdaptedPatches, bias, patches=patches)
+    for found, wanted in zip(course(layer, x), course(adapted(None, bias, patches=patches), x), strict=True):
+        assert found.shape == wanted.shape
+        assert found.dtype == wanted.dtype == torch.float32
+        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
+def test_adapted_patches_in_autocast_are_near_the_exact_ones(weight):
+    x = torch.randn(5, 3, 8, 16, generator=torch.Generator().manual_seed(1))
+    layer = adapted(AdaptedPatches, patches=PATCHES)
+    exact = course(copy.deepcopy(layer), x)
+    layer.get_base_layer().to(weight)
+    found = course(layer, x, torch.bfloat16)
+    assert found[0].dtype == torch.bfloat16
+    for one, other in zip(found, exact, strict=True):
+        assert torch.nn.functional.cosine_similarity(one.float().flatten(), other.flatten(), dim=0) > 1 - 1e-4
+    assert all(part.weight.grad.is_contiguous() for part in (layer.lora_A["default"], layer.lora_B["default"]))
+
+
+def test_adapted_patches_that_are_switched_off_or_worked_in_are_not_added_again():
+    x = torch.randn(5, 3, 8, 16, generator=torch.Generator().manual_seed(1))
+    layer = adapted(AdaptedPatches, patches=PATCHES)
     with torch.no_grad():
         wanted, base = layer(x), layer.get_base_layer()(x)
         assert (wanted - base).abs().max() > 0.01

@@ -9,7 +9,7 @@ from torch import nn
 from safeclip.config import Lora
 from safeclip.encoder.export import export_encoder, save_open_clip, to_huggingface
 from safeclip.encoder.load import load_encoder
-from safeclip.encoder.lora import AdaptedLinear, Dropout
+from safeclip.encoder.lora import AdaptedLinear, AdaptedPatches, Dropout
 from safeclip.encoder.model import Encoder, encode_tokens
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.student import (
@@ -135,11 +135,11 @@ def test_adapters_have_the_fast_layers(encoder):
     def kinds(lora):
         return {type(module) for module in make_student(encoder.model, lora).modules()}
 
-    assert AdaptedLinear in kinds(Lora())
+    assert {AdaptedLinear, AdaptedPatches} <= kinds(Lora())
     dropped = kinds(Lora(dropout=0.1))
     assert Dropout in dropped
     assert nn.Dropout not in dropped
-    assert AdaptedLinear not in dropped
+    assert not {AdaptedLinear, AdaptedPatches} & dropped
 
 
 def test_targets_that_name_nothing_are_refused(encoder):
