@@ -174,9 +174,9 @@ def arithmetic(config: dict[str, Any], tokens: int, rank: int) -> dict[str, floa
 
     Forward, every product of both towers. Backward, the gradients of what goes into frozen weights, and of the
     adapters; nothing of frozen weights themselves. Adapters are merged into the weights, which takes as long for one
-    sample as for many and is not counted, but for that of the patch embedding, which adds to its output. Neither the
-    scores of attention that are computed again in the backward pass, nor activations, norms, the optimizer and the
-    loss are counted. The first block of the text tower has nothing to train before it, so no gradient leaves it.
+    sample as for many and is not counted. Neither the scores of attention that are computed again in the backward
+    pass, nor activations, norms, the optimizer and the loss are counted. The first block of the text tower has
+    nothing to train before it, so no gradient leaves it.
 
     Args:
         config: open_clip's `model_cfg`, of a CLIP with a ViT and a causal text tower.
@@ -189,7 +189,7 @@ def arithmetic(config: dict[str, Any], tokens: int, rank: int) -> dict[str, floa
     w = image["width"]
     parts = {
         "patch embedding": 2 * patches * pixels * w,
-        "patch embedding, adapter": 2 * patches * rank * (2 * pixels + 3 * w),
+        "patch embedding, adapter": 4 * patches * rank * (pixels + w),
     }
     for name, tower, length in (("image", image, patches + 1), ("text", text, tokens)):
         w, layers = tower["width"], tower["layers"]
