@@ -1,5 +1,6 @@
 """Objectives side by side: each trained on the same quadruplets, measured on the same sets."""
 
+import itertools
 import re
 import statistics
 from typing import Any
@@ -58,13 +59,14 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
             check_settings(candidate(config, name, 0).train, quadruplets["data"]["quadruplets"])
     encoders: dict[str, Source] = {"base": config.train.base}
     trained = {}
-    for name in names:
-        for seed in seeds:
-            label = _label(name, seed)
-            folder = run / "benchmark" / label
-            manifest = train_encoder(candidate(config, name, seed), run, folder, run / "benchmark" / f"shared-{seed}")
-            encoders[label] = folder / "open_clip"
-            trained[label] = {"steps": manifest["train"]["steps"], "seconds": manifest["seconds"]}
+    trainings = list(itertools.product(names, seeds))
+    for number, (name, seed) in enumerate(trainings, 1):
+        print(f"training {number} of {len(trainings)}: {name}, seed {seed}", flush=True)
+        label = _label(name, seed)
+        folder = run / "benchmark" / label
+        manifest = train_encoder(candidate(config, name, seed), run, folder, run / "benchmark" / f"shared-{seed}")
+        encoders[label] = folder / "open_clip"
+        trained[label] = {"steps": manifest["train"]["steps"], "seconds": manifest["seconds"]}
     sets = evaluation_sets(run, config.evaluate.rendered, config.seed)
     found: dict[str, dict[str, float]] = {label: {} for label in encoders}
     for name, embedded in embed_sets(sets, encoders, config.evaluate, run / "embeddings").items():

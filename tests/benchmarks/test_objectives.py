@@ -15,12 +15,13 @@ SETTINGS = [
 
 
 @pytest.mark.timeout(300)
-def test_objectives_are_measured_beside_the_base(ray_cluster, tmp_path):
+def test_objectives_are_measured_beside_the_base(ray_cluster, tmp_path, capsys):
     run = Folder(str(tmp_path / "demo"))
     write_quadruplets(run, {"train": 24, "validation": 8, "test": 8})
     config = load_config(sets=SETTINGS)
     # The one that trains nothing: trainings are tested elsewhere, and are the same for this.
     measured = compare_objectives(config, run, ["negation"], [3])
+    assert "training 1 of 1: negation, seed 3\n" in capsys.readouterr().out
     assert measured["figures"].keys() == {"base", "negation"}
     for figures in measured["figures"].values():
         assert figures.keys() == {*FIGURES, "zero_shot_top_1"}
