@@ -10,6 +10,10 @@ from safeclip.encoder.lora import AdaptedLinear, AdaptedPatches, Dropout
 
 WIDTHS = (24, 40)
 PATCHES = {"kernel_size": (2, 4), "stride": (2, 4)}
+both_layers = pytest.mark.parametrize(
+    ("kind", "patches", "shape"),
+    [(AdaptedLinear, None, (8, 8, WIDTHS[0])), (AdaptedPatches, PATCHES, (5, 3, 8, 16))],
+)
 
 
 def adapted(kind, bias=True, scale=0.05, patches=None):
@@ -45,11 +49,12 @@ def test_an_adapted_layer_is_pefts_and_so_are_its_gradients(shape, bias):
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
+@both_layers
 @pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
-def test_an_adapted_layer_in_autocast_is_near_the_exact_one(weight):
+def test_an_adapted_layer_in_autocast_is_near_the_exact_one(kind, patches, shape, weight):
     """The adapter is merged into a weight of float32, and adds to the output of one of bfloat16."""
-    x = torch.randn(8, 8, WIDTHS[0], generator=torch.Generator().manual_seed(1))
-    layer = adapted(AdaptedLinear)
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    layer = adapted(kind, patches=patches)
     exact = course(copy.deepcopy(layer), x)
     layer.get_base_layer().to(weight)
     found = course(layer, x, torch.bfloat16)
@@ -58,6 +63,7 @@ def test_an_adapted_layer_in_autocast_is_near_the_exact_one(weight):
         assert one.shape == other.shape
         assert torch.nn.functional.cosine_similarity(one.float().flatten(), other.flatten(), dim=0) > 1 - 1e-4
         assert one.float().norm().item() == pytest.approx(other.norm().item(), rel=0.01)
+    assert all(gradient.is_contiguous() for gradient in found[2:]), "as the parameters are, which DDP wants"
 
 
 @pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
@@ -86,9 +92,10 @@ def test_an_adapter_that_is_small_beside_the_weight_is_not_lost_where_it_is_merg
     assert ((moved * wanted).sum() / wanted.square().sum()).item() == pytest.approx(1, abs=0.3)
 
 
-def test_an_adapter_that_is_switched_off_or_worked_in_is_not_added_again():
-    x = torch.randn(2, WIDTHS[0], generator=torch.Generator().manual_seed(1))
-    layer = adapted(AdaptedLinear)
+@both_layers
+def test_an_adapter_that_is_switched_off_or_worked_in_is_not_added_again(kind, patches, shape):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    layer = adapted(kind, patches=patches)
     with torch.no_grad():
         wanted, base = layer(x), layer.get_base_layer()(x)
         assert (wanted - base).abs().max() > 0.01
@@ -118,32 +125,6 @@ def test_adapted_patches_are_a_convolution_and_so_are_their_gradients(patches, b
         assert found.shape == wanted.shape
         assert found.dtype == wanted.dtype == torch.float32
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
-
-
-@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
-def test_adapted_patches_in_autocast_are_near_the_exact_ones(weight):
-    x = torch.randn(5, 3, 8, 16, generator=torch.Generator().manual_seed(1))
-    layer = adapted(AdaptedPatches, patches=PATCHES)
-    exact = course(copy.deepcopy(layer), x)
-    layer.get_base_layer().to(weight)
-    found = course(layer, x, torch.bfloat16)
-    assert found[0].dtype == torch.bfloat16
-    for one, other in zip(found, exact, strict=True):
-        assert torch.nn.functional.cosine_similarity(one.float().flatten(), other.flatten(), dim=0) > 1 - 1e-4
-    assert all(part.weight.grad.is_contiguous() for part in (layer.lora_A["default"], layer.lora_B["default"]))
-
-
-def test_adapted_patches_that_are_switched_off_or_worked_in_are_not_added_again():
-    x = torch.randn(5, 3, 8, 16, generator=torch.Generator().manual_seed(1))
-    layer = adapted(AdaptedPatches, patches=PATCHES)
-    with torch.no_grad():
-        wanted, base = layer(x), layer.get_base_layer()(x)
-        assert (wanted - base).abs().max() > 0.01
-        layer.enable_adapters(False)
-        assert torch.equal(layer(x), base)
-        layer.enable_adapters(True)
-        layer.merge()
-        assert torch.allclose(layer(x), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
