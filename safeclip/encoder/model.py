@@ -35,8 +35,11 @@ def decode_image(data: bytes, name: str = "picture") -> Image.Image:
 
 
 def trim_tokens(tokens: torch.Tensor) -> torch.Tensor:
-    """Returns tokens (B, L) without the columns that are padding in every row; padding is zero."""
-    return tokens[:, : max(1, int((tokens != 0).sum(1).max()))] if len(tokens) else tokens
+    """Returns tokens (B, L) without the columns behind every row's end, which is the largest token of a row.
+
+    What is zero need not be padding: zero is also the token of a "!" with more behind it.
+    """
+    return tokens[:, : int(tokens.argmax(1).max()) + 1] if len(tokens) else tokens
 
 
 def encode_tokens(model: Any, tokens: torch.Tensor) -> torch.Tensor:
