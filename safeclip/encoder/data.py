@@ -98,6 +98,8 @@ class Rows:
         """
         self.table, self.encoder, self.resized = table, encoder, resized
         self.order = np.argsort(table["id"].to_numpy(), kind="stable") if len(table) else np.zeros(0, np.int64)
+        self.parts = table.to_batches()
+        self.starts = np.cumsum([0, *map(len, self.parts)])[:-1]
         self.sides = sides_of(table)
 
     def __len__(self) -> int:
@@ -154,7 +156,15 @@ class Rows:
         }
 
     def _take(self, columns: list[str], rows: np.ndarray) -> pa.Table:
-        return self.table.select(columns).take(pa.array(self.order[rows]))
+        """Returns some rows, from each part of the table its own; Arrow would first join all parts into one."""
+        numbers = self.order[rows]
+        places = np.searchsorted(self.starts, numbers, side="right") - 1
+        taken = [
+            self.parts[place].select(columns).take(pa.array(numbers[places == place] - self.starts[place]))
+            for place in np.unique(places)
+        ]
+        joined = pa.Table.from_batches(taken, self.table.select(columns).schema)
+        return joined.take(pa.array(np.argsort(np.argsort(places, kind="stable"))))
 
 
 def share_rows(

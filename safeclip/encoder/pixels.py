@@ -37,9 +37,10 @@ class PixelStore:
         Returns:
             Whether it is there.
         """
-        mark = bytearray(1)
-        os.preadv(self.file.fileno(), [into.data, mark], number * (self.size + 1))
-        return mark == b"\1"
+        start = number * (self.size + 1)
+        if os.pread(self.file.fileno(), 1, start + self.size) != b"\1":  # before the picture, which is whole then
+            return False
+        return os.preadv(self.file.fileno(), [into.data], start) == self.size
 
     def write(self, number: int, pixels: np.ndarray) -> None:
         """Keeps a picture, uint8 (3, H, W), contiguous, unless the disk is full."""

@@ -67,11 +67,10 @@ def embed_rows(encoder: Encoder, table: pa.Table, name: str) -> pa.Table:
     ids = table["id"].to_pylist()
     columns = {"id": table["id"]}
     for side in sides_of(table):
-        images = [
-            decode_image(data, f"{name}, row {key}: {side}_image")
-            for key, data in zip(ids, table[f"{side}_image"].to_pylist(), strict=True)
+        pixels = [
+            encoder.resize_image(decode_image(data.as_py(), f"{name}, row {key}: {side}_image"))
+            for key, data in zip(ids, table[f"{side}_image"], strict=True)
         ]
-        pixels = [encoder.resize_image(image) for image in images]
         for kind, found in (
             ("text", encoder.encode_texts(table[f"{side}_caption"].to_pylist())),
             ("image", encoder.encode_pixels(np.stack(pixels) if pixels else np.zeros((0, 3, 1, 1), np.uint8))),

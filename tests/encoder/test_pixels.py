@@ -61,7 +61,7 @@ def test_a_batch_is_what_the_encoder_makes_of_rows_and_is_resized_once(encoder, 
     broken = rows.table
     for side in ("safe", "unsafe"):
         broken = broken.set_column(broken.column_names.index(f"{side}_image"), f"{side}_image", [[b"none"] * 6])
-    rows.table = broken
+    rows = Rows(broken, encoder, rows.resized)
     assert np.array_equal(
         rows.batch(chosen[::-1]).pixels, wanted.reshape(2, 3, *wanted.shape[1:])[:, ::-1].reshape(wanted.shape)
     )
