@@ -111,8 +111,11 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
         seed: of the adapters' first values; the embeddings equal the encoder's whatever they are.
 
     Raises:
-        UserError: `lora.targets` names no module.
+        UserError: the encoder is more than two towers, or `lora.targets` names no module; or where nothing is named,
+            a tower has none of the layers that adapters go to.
     """
+    if hasattr(clip, "text_decoder"):
+        raise UserError(f"train.base: {type(clip).__name__} has a decoder besides its towers; give a CLIP")
     student = copy.deepcopy(clip)
     if lora is None:
         student.requires_grad_(True)
@@ -137,8 +140,18 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"train.lora.targets: {lora.targets or 'the default'!r} will not do: {reason}") from error
+    missing = {"image", "text"} - {_tower_of(n) for n, m in adapted.named_modules() if isinstance(m, LoraLayer)}
+    if missing and not lora.targets:
+        raise UserError(
+            f"train.lora.targets: the {min(missing)} tower of this encoder has no layers of the usual names; "
+            "name those to adapt (a regular expression), or train all weights with train.lora=null"
+        )
     _replace(adapted, nn.Dropout, lambda dropout: Dropout(dropout.p))
     return adapted
+
+
+def _tower_of(module: str) -> str:
+    return "image" if ".visual." in module else "text"
 
 
 def lower_frozen(student: nn.Module, dtype: torch.dtype) -> None:
@@ -170,6 +183,18 @@ def compile_blocks(towers: nn.Module) -> None:
     blocks = [module for module in towers.modules() if isinstance(module, ResidualAttentionBlock | Block)]
     for block in blocks or [towers]:
         block.compile(dynamic=True)
+
+
+def train_mode(module: nn.Module) -> None:
+    """Puts a student in training mode, all but its batch norms.
+
+    Their statistics stay the base encoder's: those of a batch would make an embedding depend on what else is in it,
+    and the running ones are no weights that checkpoints and exports hold.
+    """
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
 
 
 def clip_of(student: nn.Module) -> Any:

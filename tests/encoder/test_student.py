@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import BertConfig
 
 from safeclip.config import Lora
 from safeclip.encoder.export import export_encoder, save_open_clip, to_huggingface
@@ -18,6 +19,7 @@ from safeclip.encoder.student import (
     make_student,
     merge_student,
     save_adapter,
+    train_mode,
     trained_state,
 )
 from safeclip.errors import UserError
@@ -145,6 +147,42 @@ def test_adapters_have_the_fast_layers(encoder):
 def test_targets_that_name_nothing_are_refused(encoder):
     with pytest.raises(UserError, match=r"train\.lora\.targets"):
         make_student(encoder.model, Lora(targets="nothing"))
+
+
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+VISION = {"image_size": 64, "patch_size": 32, "width": 64, "layers": 1}
+
+
+def test_batch_norms_keep_the_base_encoders_statistics():
+    torch.manual_seed(0)
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
+    student = make_student(open_clip.CLIP(64, vision, TEXT), Lora())
+    train_mode(student)
+    assert student.training
+    before = {name: value.clone() for name, value in student.named_buffers()}
+    pixels = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        together, alone = (student.get_base_model().encode_image(part) for part in (pixels, pixels[:1]))
+    assert torch.allclose(together[:1], alone, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in student.named_buffers())
+
+
+def test_a_tower_that_no_adapter_would_reach_is_named(tmp_path):
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
+    BertConfig(vocab_size=100, **size).save_pretrained(tmp_path)
+    text = {"hf_model_name": str(tmp_path), "hf_model_pretrained": False, "hf_proj_type": "linear"}
+    model = open_clip.CustomTextCLIP(64, VISION, {**text, "hf_pooler_type": "mean_pooler"})
+    with pytest.raises(UserError, match=r"train\.lora\.targets: the text tower of this encoder"):
+        make_student(model, Lora())
+    make_student(model, Lora(targets=r".*(conv1|self\.query)"))
+    make_student(model, None)
+
+
+def test_an_encoder_with_a_decoder_is_refused():
+    decoder = {**TEXT, "mlp_ratio": 1}
+    model = open_clip.CoCa(64, {"width": 64, "heads": 1, "layers": 1, **decoder}, {**TEXT, "embed_cls": True}, VISION)
+    with pytest.raises(UserError, match="CoCa has a decoder besides its towers"):
+        make_student(model, Lora())
 
 
 SIGLIP = {
