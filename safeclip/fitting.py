@@ -15,7 +15,7 @@ _RESIZE_EVERY = 30.0  # seconds between looks for room for more workers
 
 
 def fit(
-    loop: Callable[[Any], None],
+    loop: Callable[[Any], Any],
     plan: Any,
     stage: Stage,
     resources: Resources,
@@ -23,7 +23,7 @@ def fit(
     environment: dict[str, str] | None = None,
     min_workers: int | None = None,
 ) -> Any:
-    """Runs a loop in workers that form a process group, and returns Ray Train's result.
+    """Runs a loop in workers that form a process group, and returns Ray Train's result, with what the loop returned.
 
     Checkpoints lie in the stage's folder until `remove_training`, and a training with the same key goes on from the
     last one.
@@ -78,9 +78,14 @@ def fit(
         raise
 
 
-def _work(settings: dict[str, bytes]) -> None:
+def _work(settings: dict[str, bytes]) -> Any:
     loop, plan = pickle.loads(settings["work"])
-    loop(plan)
+    return loop(plan)
+
+
+def is_begun(stage: Stage) -> bool:
+    """Whether a training of a stage was begun that will go on where it was."""
+    return (stage.folder / f"{_PREFIX}{stage.key}").exists()
 
 
 def remove_training(folder: Folder) -> None:

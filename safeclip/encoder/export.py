@@ -45,6 +45,7 @@ _RENAMES = (
     (r"^ln_final\.", "text_model.final_layer_norm."),
     (r"^text_projection$", "text_projection.weight"),
 )
+EXPORTS = ("open_clip", "huggingface", "text_encoder", "lora")  # folders, as far as an encoder has them
 TRANSPOSED = ("visual.proj", "text_projection")  # open_clip multiplies by them from the right
 
 

@@ -2,13 +2,24 @@
 
 import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from safeclip.encoder.worker import Plan, Worker
 
 
-def train_loop(plan: Plan) -> None:
-    """What Ray Train runs in each worker."""
+@dataclass(frozen=True)
+class Ended:
+    """How a training ended."""
+
+    workers: int
+    """How many there were."""
+    diverged: int | None = None
+    """The epoch in which the loss was no finite number."""
+
+
+def train_loop(plan: Plan) -> Ended:
+    """What Ray Train runs in each worker. All of them return the same."""
     import ray.train
     import ray.train.torch
 
@@ -31,10 +42,12 @@ def train_loop(plan: Plan) -> None:
             print(f"encoder: training goes on after {after}, with {worker.workers} workers", flush=True)
     while not worker.progress.is_over(worker.train):
         if worker.take_epoch(lambda: _report(worker)) is None:
-            # The same on every worker. An exception would only have Ray try again, to the same end.
-            ray.train.report({"diverged": worker.progress.epoch + 1})
-            return
+            if worker.tracker:
+                worker.tracker.flush()
+            # An exception would only have Ray try again, to the same end.
+            return Ended(worker.workers, diverged=worker.progress.epoch + 1)
         _report(worker)
+    return Ended(worker.workers)
 
 
 def _report(worker: Worker) -> None:

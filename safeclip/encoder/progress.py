@@ -31,6 +31,8 @@ class Progress:
     waited: int = 0
     """Epochs without a better loss or recall."""
     history: list[dict[str, Any]] = field(default_factory=list)
+    student: str = ""
+    """`student_hash` of what is trained."""
 
     def note(self, record: dict[str, Any], select: str = "loss") -> bool:
         """Takes in an epoch's record, and returns whether its weights are the best so far.

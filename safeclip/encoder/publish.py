@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from safeclip.artifacts import Folder
-from safeclip.config import Config
+from safeclip.artifacts import Folder, hash_of
+from safeclip.config import Config, Lora
 from safeclip.encoder.card import model_card
 from safeclip.encoder.checkpoint import BEST, PROGRESS, read_best
-from safeclip.encoder.export import export_encoder, oddities
+from safeclip.encoder.export import EXPORTS, export_encoder, oddities
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder
 from safeclip.encoder.student import load_trained_state, make_student, merge_student, save_adapter
@@ -27,6 +27,16 @@ def weights_hash(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def student_hash(base_hash: str, lora: Lora | None) -> str:
+    """Returns a hash of all that a student is before it is trained, but for the adapters' first values.
+
+    Args:
+        base_hash: `weights_hash` of the base encoder.
+        lora: the adapters; None where all weights are trained.
+    """
+    return hash_of(base_hash, lora.model_dump() if lora else None)
 
 
 def trained_student(base: Encoder, trained: dict[str, torch.Tensor], config: Config) -> torch.nn.Module:
@@ -48,6 +58,8 @@ def merged(base: Encoder, student: torch.nn.Module) -> Encoder:
 def write_exports(safe: Encoder, student: torch.nn.Module | None, folder: Folder, card: str) -> str:
     """Writes the exports and the model card, and returns the hash of the encoder's weights.
 
+    Exports of an encoder before that this one has not are removed.
+
     Args:
         safe: the encoder.
         student: whose adapters are written, too, where it has some.
@@ -61,6 +73,8 @@ def write_exports(safe: Encoder, student: torch.nn.Module | None, folder: Folder
             save_adapter(student, local / "lora")
         folder.make()
         folder.write("README.md", card.encode())
+        for name in EXPORTS:
+            (folder / name).remove()
         for path in sorted(local.iterdir()):
             folder.put(path.name, path)
         return hashlib.sha256((local / "open_clip" / "open_clip_model.safetensors").read_bytes()).hexdigest()[:16]
@@ -77,7 +91,8 @@ def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> Non
         target: where the exports go.
 
     Raises:
-        UserError: the checkpoint is missing, or of another base or other adapters than the config's.
+        UserError: the checkpoint is missing, of no whole epoch yet, or of another base or other adapters than the
+            config's.
     """
     if not checkpoint.exists(BEST):
         raise UserError(f"--export {checkpoint.url}: no checkpoint lies here (no {BEST})")
@@ -85,9 +100,16 @@ def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> Non
         for file in (BEST, PROGRESS):
             (Path(name) / file).write_bytes(checkpoint.read(file))
         progress, best = read_best(Path(name))
+    if not progress.best_epoch:
+        raise UserError(f"--export {checkpoint.url}: the training was not yet through an epoch")
     base = load_encoder(config.train.base)
+    base_hash = weights_hash(base.model)
+    if progress.student != student_hash(base_hash, config.train.lora):
+        raise UserError(
+            f"--export {checkpoint.url}: of another base or other adapters than train.base and train.lora say"
+        )
     student = trained_student(base, best, config)
     trained = {"objective": config.train.objective, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
-    content = {"base": {"source": config.train.base, "hash": weights_hash(base.model)}, "train": trained}
+    content = {"base": {"source": config.train.base, "hash": base_hash}, "train": trained}
     card = model_card(config, {**content, "history": progress.history})
     write_exports(merged(base, student), student, target, card)

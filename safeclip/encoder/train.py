@@ -15,19 +15,20 @@ from safeclip.encoder.card import model_card
 from safeclip.encoder.checkpoint import read_best, write_best_epochs
 from safeclip.encoder.data import Rows
 from safeclip.encoder.load import load_encoder
-from safeclip.encoder.loop import train_loop
+from safeclip.encoder.loop import Ended, train_loop
 from safeclip.encoder.model import Encoder, is_causal
 from safeclip.encoder.negation import negate_unsafe_weights
 from safeclip.encoder.objectives import NEGATION, Objective, make_objective
 from safeclip.encoder.progress import Progress, best_epochs, figure
-from safeclip.encoder.publish import merged, trained_student, weights_hash, write_exports
+from safeclip.encoder.publish import merged, student_hash, trained_student, weights_hash, write_exports
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_teacher
 from safeclip.encoder.tracker import check_tracker
 from safeclip.encoder.worker import Plan
 from safeclip.errors import UserError
-from safeclip.fitting import fit, remove_training
+from safeclip.fitting import fit, is_begun, remove_training
 from safeclip.generation.captions import collect
 from safeclip.generation.redraw import redraw
+from safeclip.generation.sources import identity
 from safeclip.records import row_seed
 
 BEST = "best"  # the folder of the best epochs
@@ -116,7 +117,8 @@ def train_encoder(
     base_hash, content_hash = weights_hash(base.model), quadruplets["content_hash"]
     folder = (folder or run / "encoder").everywhere()
     shared = (shared or folder).everywhere()
-    stage = Stage(folder, hash_of(config.results()["train"], config.seed, base_hash, content_hash))
+    preserved = identity(train.preserve) if train.preserve else None
+    stage = Stage(folder, hash_of(config.results()["train"], config.seed, base_hash, content_hash, preserved))
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
         return manifest
@@ -142,8 +144,9 @@ def train_encoder(
         content_hash = hash_of(content_hash, [unit["name"] for each in kept for unit in each["units"]])
     teacher = shared / "teacher"
     units = embed_teacher(train.base, base_hash, folders, content_hash, teacher, train.resources)
-    plan = Plan(train, config.seed, stage.key, folders, teacher, units, stage.folder / "tracker")
-    progress, best = _fit(plan, stage)
+    student = student_hash(base_hash, train.lora)
+    plan = Plan(train, config.seed, stage.key, folders, teacher, units, student, stage.folder / "tracker")
+    progress, best, workers = _fit(plan, stage)
     content["train"] = {
         "objective": train.objective,
         "epochs": progress.epoch,
@@ -155,20 +158,20 @@ def train_encoder(
         "steps": progress.steps,
         "samples_per_second": round(progress.steps * train.batch / max(progress.seconds, 1e-9), 1),
         "data_wait": round(progress.waiting / max(progress.seconds, 1e-9), 4),
-        "workers": train.resources.actors,
+        "workers": workers,
         "preserved": sum(each["accepted"] for each in kept) if train.preserve else 0,
     }
     content["history"] = progress.history
-    student = trained_student(base, best, config)
-    content["content_hash"] = write_exports(merged(base, student), student, stage.folder, model_card(config, content))
+    model = trained_student(base, best, config)
+    content["content_hash"] = write_exports(merged(base, model), model, stage.folder, model_card(config, content))
     remove_training(stage.folder)
     return stage.finish(began, content)
 
 
 def _negate(base: Encoder, train: Train, rows: Folder) -> tuple[Encoder, dict[str, Any]]:
     """Returns the training-free baseline's encoder, and what the manifest says of it."""
-    table = pa.concat_tables([rows.read_table(name) for name in rows.files(".parquet")])
-    batch = Rows(table.slice(0, CALIBRATION), base).batch(np.arange(min(CALIBRATION, len(table))))
+    table = _first_rows(rows, CALIBRATION)
+    batch = Rows(table, base).batch(np.arange(len(table)))
     half = len(batch) // 2
     model, negated = negate_unsafe_weights(
         base, batch.part(0, half), batch.part(half, 2 * half), train.negation_share
@@ -178,17 +181,29 @@ def _negate(base: Encoder, train: Train, rows: Folder) -> tuple[Encoder, dict[st
     return dataclasses.replace(base, model=model), {"objective": NEGATION, "negated": negated, "kept": [], **numbers}
 
 
-def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Trains, writes the best epochs where more than one is kept, and returns how it went and the best weights."""
+def _first_rows(folder: Folder, count: int) -> pa.Table:
+    """Returns as many rows as there are, from the start; files behind them are not read."""
+    tables: list[pa.Table] = []
+    for name in folder.files(".parquet"):
+        if (left := count - sum(map(len, tables))) > 0:
+            tables.append(folder.read_table(name).slice(0, left))
+    return pa.concat_tables(tables)
+
+
+def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor], int]:
+    """Trains, writes the best epochs if several are kept, and returns how it went, the best weights, and workers."""
     train = plan.train
+    if plan.logs and not is_begun(stage):
+        plan.logs.remove()  # an earlier training's curves
     result = fit(train_loop, plan, stage, train.resources, train.max_failures, min_workers=train.min_workers)
-    if epoch := (result.metrics or {}).get("diverged"):
-        raise UserError(
-            f"train: the loss is not a finite number in epoch {epoch}; "
-            f"lower train.learning_rate ({plan.train.learning_rate}), and start again with --replace or another --run"
-        )
+    ended: Ended = result.return_value
+    again = f"lower train.learning_rate ({train.learning_rate}), and start again with --replace or another --run"
+    if ended.diverged:
+        raise UserError(f"train: the loss is not a finite number in epoch {ended.diverged}; {again}")
     with result.checkpoint.as_directory() as path:
         progress, best = read_best(Path(path))
+        if not progress.best_epoch:
+            raise UserError(f"train: the {train.select} of no epoch's validation is a finite number; {again}")
         kept = best_epochs(progress.history, train.select, train.keep_best) if train.keep_best > 1 else []
         write_best_epochs(Path(path), kept, stage.folder / BEST)
-        return progress, best
+        return progress, best, ended.workers

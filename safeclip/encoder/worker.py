@@ -35,6 +35,7 @@ from safeclip.encoder.student import (
     load_trained_state,
     lower_frozen,
     make_student,
+    train_mode,
     trained_state,
 )
 from safeclip.encoder.teacher import DRAWN, KEPT, Unit
@@ -60,6 +61,8 @@ class Plan:
     """Where the rows of each split lie."""
     teacher: Folder
     units: list[Unit]
+    student: str = ""
+    """Hash of what is trained, kept with its checkpoints."""
     logs: Folder | None = None
     """Where the tracker's files go."""
 
@@ -131,7 +134,7 @@ class Worker:
         self.nearest = self._find_nearest() if self.objective.uses_nearest else {}
         self.batches = len(self.rows["train"]) // self.train.batch
         """Steps in an epoch."""
-        self.progress = Progress()
+        self.progress = Progress(student=plan.student)
         self.kept = {0: trained_state(self.student)}
         """Weights of the best epochs, by epoch; of none (0) as long as there is no best one."""
         self.earlier: list[dict[str, torch.Tensor]] = []
@@ -203,10 +206,12 @@ class Worker:
         else:
             found |= {f"kept_{kind}_ref": found[f"kept_{kind}"].detach() for kind in ("text", "image")}
         found |= taught or {}
-        done = self.progress.epoch * self.batches + self.progress.step
+        # Losses of validation are compared between epochs, so an objective that changes on the way does not there.
+        steps = max(1, self.train.epochs * self.batches)
+        done = self.progress.epoch * self.batches + self.progress.step if split == "train" else steps
         return Embeddings(
             **{name: self._put(value) for name, value in found.items()},
-            progress=min(1.0, done / max(1, self.train.epochs * self.batches)),
+            progress=min(1.0, done / steps),
             nearest=self.nearest[split].of(torch.as_tensor(rows), self.device) if self.nearest else None,
         )
 
@@ -293,7 +298,7 @@ class Worker:
             checkpoint: called after each `train.checkpoint_steps` steps.
         """
         progress = self.progress
-        self.parallel.train()
+        train_mode(self.parallel)
         clock, said = time.monotonic(), time.monotonic()
         for rows, kept, batch in self._steps():
             waited = time.monotonic() - clock

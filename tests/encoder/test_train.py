@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config, load_config, save_config
 from safeclip.encoder.checkpoint import write_best_epochs
+from safeclip.encoder.export import save_open_clip
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder, text_states
 from safeclip.encoder.objectives import make_objective
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.progress import Progress, best_epochs, figure
-from safeclip.encoder.publish import export_checkpoint
+from safeclip.encoder.publish import export_checkpoint, student_hash, write_exports
 from safeclip.encoder.states import held_tokens, state_drift
 from safeclip.encoder.student import merge_student, trained_state
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_rows, plan_units
@@ -133,9 +134,29 @@ def test_a_checkpoint_is_exported_by_itself(trained, plan, tmp_path):
     assert (tmp_path / "exports" / "README.md").is_file()
     with pytest.raises(UserError, match="no checkpoint lies here"):
         export_checkpoint(config_for("unused"), target, target)
-    with pytest.raises(UserError, match="other adapters"):
-        export_checkpoint(config_for("unused", "train.lora.rank=4"), checkpoint, Folder(str(tmp_path / "other")))
+    other_base = load_encoder("world:encoder")
+    other_base.model.logit_scale += 1
+    save_open_clip(other_base.model, other_base.config, tmp_path / "base")
+    for other in ("lora.rank=4", "lora.alpha=3.0", f"base={tmp_path}/base"):
+        with pytest.raises(UserError, match="of another base or other adapters"):
+            export_checkpoint(config_for("unused", f"train.{other}"), checkpoint, Folder(str(tmp_path / "other")))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_checkpoint_within_the_first_epoch_has_nothing_to_export(plan, tmp_path):
+    worker = Worker(plan("young", "train.checkpoint_steps=2"))
+    (tmp_path / "checkpoint").mkdir()
+    worker.take_epoch(lambda: worker.save(tmp_path / "checkpoint"))
+    with pytest.raises(UserError, match="not yet through an epoch"):
+        export_checkpoint(config_for("unused"), Folder(str(tmp_path / "checkpoint")), Folder(str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
+
+
+def test_exports_of_an_encoder_before_do_not_stay(tmp_path):
+    folder = Folder(str(tmp_path))
+    (folder / "lora").make()
+    write_exports(load_encoder("world:encoder"), None, folder, "card")
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "huggingface", "open_clip", "text_encoder"}
 
 
 def test_each_of_the_best_epochs_is_exported_by_itself_from_any_storage(trained, tmp_path):
@@ -204,7 +225,8 @@ def plan(trained):
         folders = {split: quadruplets / split for split in SPLITS}
         folders |= {pairs: run / "encoder" / pairs for pairs in (KEPT, DRAWN)}
         units = plan_units(folders, manifest["base"]["hash"], manifest["rows_hash"])
-        return Plan(config.train, config.seed, f"test-{time.time_ns()}-{key}", folders, teacher, units)
+        student = student_hash(manifest["base"]["hash"], config.train.lora)
+        return Plan(config.train, config.seed, f"test-{time.time_ns()}-{key}", folders, teacher, units, student)
 
     return make
 
@@ -223,6 +245,10 @@ def test_the_disturbed_training_ends_where_an_undisturbed_one_does(trained, plan
 
 
 def gradients_of_a_step(worker: Worker) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    for name, parameter in worker.student.named_parameters():
+        if "lora_B" in name:  # zero in a fresh adapter, and then so is the other half's gradient
+            torch.nn.init.normal_(parameter, std=0.05, generator=random)
     worker.parallel.train()
     rows, kept, batch = next(worker._steps())
     worker._step(batch, rows, kept)
@@ -231,7 +257,8 @@ def gradients_of_a_step(worker: Worker) -> dict[str, torch.Tensor]:
 
 def worst_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """The largest distance of a weight's gradient, relative to the size of what it should be."""
-    return max(float((found[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12)) for n in expected)
+    assert all(gradient.any() for gradient in expected.values())
+    return max(float((found[n] - expected[n]).norm() / expected[n].norm()) for n in expected)
 
 
 @pytest.mark.parametrize("objective", ["safe-clip", "apart"])
@@ -383,9 +410,33 @@ def test_an_objective_of_states_is_refused_where_texts_have_none():
         check_states(make_objective("apart"), encoder)
 
 
-def test_a_loss_that_is_no_number_ends_the_epoch(plan):
-    worker = Worker(plan("diverging", "train.learning_rate=1.0e+30"))
-    assert worker.take_epoch() is None
+def test_validation_is_of_a_whole_objective_however_far_the_training_is(plan):
+    worker = Worker(plan("safer", "train.objective=safer-clip"))
+    found = worker.validate()
+    worker.progress.epoch = 1
+    assert worker.validate() == found
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_a_word_on_what_to_do(trained, ray_cluster, tmp_path):
+    run, folder = trained[0], Folder(str(tmp_path / "encoder"))
+    config = config_for("unused", "train.learning_rate=1.0e+30", "train.resources.actors=1")
+    (folder / "tracker").make()
+    (folder / "tracker").write("events.earlier", b"")
+    with pytest.raises(UserError, match=r"not a finite number in epoch 1; lower train.learning_rate \(1e\+30\)"):
+        train_encoder(config, run, folder, run / "encoder")
+    assert read_manifest(folder) is None
+    assert not folder.exists("open_clip")
+    (curve,) = (folder / "tracker").files()
+    assert b"loss/total" in (folder / "tracker").read(curve)
+
+
+def test_another_file_of_safe_pairs_makes_another_encoder(trained, tmp_path, capsys):
+    pairs, folder = tmp_path / "pairs.jsonl", Folder(str(tmp_path / "encoder"))
+    config = config_for("unused", "train.objective=negation", f"train.preserve.source={pairs}")
+    for content, skipped in (("one", False), ("one", True), ("another", False)):
+        pairs.write_text(content)
+        train_encoder(config, trained[0], folder)
+        assert ("complete, skipped" in capsys.readouterr().out) == skipped
 
 
 @pytest.mark.parametrize(
