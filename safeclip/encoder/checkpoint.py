@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from safeclip.artifacts import Folder
 from safeclip.encoder.progress import Progress
 
-BEST, PROGRESS = "best.safetensors", "progress.json"  # of a checkpoint, what can be exported
+PROGRESS = "progress.json"
 State = dict[str, torch.Tensor]
 
 
@@ -31,16 +31,19 @@ class Checkpoint:
 
 
 def epoch_name(epoch: int) -> str:
-    """Returns what an epoch's weights are called in checkpoints and in `encoder/best/`."""
+    """Returns what an epoch's weights are called in `encoder/best/`."""
     return f"epoch-{epoch:04d}"
+
+
+def _weights_of(epoch: int) -> str:
+    return f"{epoch_name(epoch)}.safetensors"
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes a checkpoint's files into a folder that is there."""
     save_file(checkpoint.trained, folder / "trained.safetensors")
     for epoch, state in checkpoint.kept.items():
-        is_best = epoch == checkpoint.progress.best_epoch
-        save_file(state, folder / (BEST if is_best else f"{epoch_name(epoch)}.safetensors"))
+        save_file(state, folder / _weights_of(epoch))
     for number, state in enumerate(checkpoint.earlier):
         save_file(state, folder / f"earlier-{number}.safetensors")
     moments = {
@@ -59,24 +62,24 @@ def read_checkpoint(folder: Path, device: str = "cpu") -> Checkpoint:
         folder: where `write_checkpoint` wrote.
         device: where the optimizer's moments are put.
     """
-    progress, best = read_best(folder)
     kept = {_number(path): load_file(path) for path in folder.glob("epoch-*.safetensors")}
     moments: dict[int, State] = {}
     for key, value in load_file(folder / "optimizer.safetensors", device=device).items():
         number, name = key.split(".")
         moments.setdefault(int(number), {})[name] = value
     return Checkpoint(
-        progress,
+        _read_progress(Folder(str(folder))),
         load_file(folder / "trained.safetensors"),
-        {**kept, progress.best_epoch: best},
+        kept,
         [load_file(path) for path in sorted(folder.glob("earlier-*.safetensors"), key=_number)],
         moments,
     )
 
 
-def read_best(folder: Path) -> tuple[Progress, State]:
-    """Returns how far a checkpoint is, and its best weights."""
-    return _read_progress(folder), load_file(folder / BEST)
+def read_best(checkpoint: Folder) -> tuple[Progress, State]:
+    """Returns how far a checkpoint is, and its best weights; the fresh ones where no epoch is the best yet."""
+    progress = _read_progress(checkpoint)
+    return progress, load(checkpoint.read(_weights_of(progress.best_epoch)))
 
 
 def write_best_epochs(checkpoint: Path, epochs: list[int], folder: Folder) -> None:
@@ -88,17 +91,16 @@ def write_best_epochs(checkpoint: Path, epochs: list[int], folder: Folder) -> No
         folder: where theirs go.
     """
     folder.remove()
-    progress = _read_progress(checkpoint)
+    progress = _read_progress(Folder(str(checkpoint)))
     for epoch in epochs:
-        source = BEST if epoch == progress.best_epoch else f"{epoch_name(epoch)}.safetensors"
         target = folder / epoch_name(epoch)
         target.make()
         target.write(PROGRESS, _to_json(dataclasses.replace(progress, best_epoch=epoch)).encode())
-        target.put(BEST, checkpoint / source)
+        target.put(_weights_of(epoch), checkpoint / _weights_of(epoch))
 
 
-def _read_progress(folder: Path) -> Progress:
-    return Progress(**json.loads((folder / PROGRESS).read_text()))
+def _read_progress(folder: Folder) -> Progress:
+    return Progress(**json.loads(folder.read(PROGRESS)))
 
 
 def _to_json(progress: Progress) -> str:

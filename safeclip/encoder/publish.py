@@ -12,7 +12,7 @@ from peft import PeftModel
 from safeclip.artifacts import Folder, hash_of
 from safeclip.config import Config, Lora
 from safeclip.encoder.card import model_card
-from safeclip.encoder.checkpoint import BEST, PROGRESS, read_best
+from safeclip.encoder.checkpoint import PROGRESS, read_best
 from safeclip.encoder.export import EXPORTS, export_encoder, oddities
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder
@@ -94,12 +94,9 @@ def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> Non
         UserError: the checkpoint is missing, of no whole epoch yet, or of another base or other adapters than the
             config's.
     """
-    if not checkpoint.exists(BEST):
-        raise UserError(f"--export {checkpoint.url}: no checkpoint lies here (no {BEST})")
-    with tempfile.TemporaryDirectory(prefix="safeclip-export-") as name:
-        for file in (BEST, PROGRESS):
-            (Path(name) / file).write_bytes(checkpoint.read(file))
-        progress, best = read_best(Path(name))
+    if not checkpoint.exists(PROGRESS):
+        raise UserError(f"--export {checkpoint.url}: no checkpoint lies here (no {PROGRESS})")
+    progress, best = read_best(checkpoint)
     if not progress.best_epoch:
         raise UserError(f"--export {checkpoint.url}: the training was not yet through an epoch")
     base = load_encoder(config.train.base)

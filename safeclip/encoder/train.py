@@ -201,7 +201,7 @@ def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor], i
     if ended.diverged:
         raise UserError(f"train: the loss is not a finite number in epoch {ended.diverged}; {again}")
     with result.checkpoint.as_directory() as path:
-        progress, best = read_best(Path(path))
+        progress, best = read_best(Folder(path))
         if not progress.best_epoch:
             raise UserError(f"train: the {train.select} of no epoch's validation is a finite number; {again}")
         kept = best_epochs(progress.history, train.select, train.keep_best) if train.keep_best > 1 else []
