@@ -28,9 +28,11 @@ def join_rows(captions: pa.Table, unsafe_captions: pa.Table, unsafe_images: pa.T
         unsafe_captions: rows of UNSAFE_CAPTION.
         unsafe_images: rows of UNSAFE_IMAGE; only rows that are accepted here become quadruplets.
     """
-    safe = {r["id"]: r for r in captions.to_pylist()}
-    texts = {r["id"]: r for r in unsafe_captions.to_pylist()}
-    images = {r["id"]: r for r in unsafe_images.to_pylist() if r["reject"] is None}
+    # A rejected duplicate has the id of the row that was accepted.
+    safe, texts, images = (
+        {r["id"]: r for r in table.to_pylist() if r["reject"] is None}
+        for table in (captions, unsafe_captions, unsafe_images)
+    )
     columns = [name for name in QUADRUPLET.names if name != "split"]
     joined = ({**safe[key], **texts[key], **images[key]} for key in safe if key in images)
     return [{name: row[name] for name in columns} for row in joined]

@@ -1,11 +1,16 @@
+import json
+from collections import Counter
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from safeclip.artifacts import Folder, Stage, open_run, read_manifest
 from safeclip.config import load_config
 from safeclip.errors import UserError
+from safeclip.generation.captions import DUPLICATE, make_captions
 from safeclip.generation.quadruplets import join_rows, make_quadruplets, purge, split_of
 from safeclip.generation.units import summary_of, write_unit
 from safeclip.records import CAPTION, SPLITS, UNSAFE_CAPTION, UNSAFE_IMAGE, row_id
@@ -13,7 +18,11 @@ from safeclip.records import CAPTION, SPLITS, UNSAFE_CAPTION, UNSAFE_IMAGE, row_
 
 def _tables(ids):
     """Three stages' rows; every fifth id has no accepted unsafe caption, every seventh no accepted picture."""
-    safe = [{"id": i, "concept": "weapons", "safe_caption": f"safe {i}", "safe_image": b"s"} for i in ids]
+    safe = [{"id": i, "concept": "weapons", "safe_caption": f"safe {i}", "safe_image": i.encode()} for i in ids]
+    return [pa.Table.from_pylist(safe, CAPTION), *_made_of(safe)]
+
+
+def _made_of(safe):
     texts = [
         {**r, "unsafe_caption": f"unsafe {r['id']}", "candidates": 1, "text_score": 1.0,
          "reject": "no" if n % 5 == 0 else None}
@@ -25,8 +34,7 @@ def _tables(ids):
         for n, r in enumerate(texts) if r["reject"] is None
     ]  # fmt: skip
     texts = [{k: r[k] for k in UNSAFE_CAPTION.names} for r in texts]
-    rows = ((safe, CAPTION), (texts, UNSAFE_CAPTION), (images, UNSAFE_IMAGE))
-    return [pa.Table.from_pylist(part, schema) for part, schema in rows]
+    return [pa.Table.from_pylist(texts, UNSAFE_CAPTION), pa.Table.from_pylist(images, UNSAFE_IMAGE)]
 
 
 def _run(tmp_path, ids, units=3):
@@ -41,6 +49,11 @@ def _run(tmp_path, ids, units=3):
     for name, found in statistics.items():
         Stage(run / name, "key").finish(0.0, summary_of(found))
     return config, run
+
+
+def _quadruplets(run):
+    folders = [run / "quadruplets" / split for split in SPLITS]
+    return [row for f in folders for name in f.files(".parquet") for row in f.read_table(name).to_pylist()]
 
 
 IDS = [row_id(f"caption {n}", "weapons") for n in range(120)]
@@ -63,6 +76,27 @@ def test_quadruplets_are_the_rows_that_every_stage_accepted(tmp_path):
     sheet = (run / "quadruplets").read("datasheet.md").decode()
     assert "OpenMoji" in sheet
     assert "world:llm" in sheet
+
+
+def test_a_caption_that_occurs_twice_becomes_one_quadruplet_with_its_picture(ray_cluster, tmp_path):
+    lines = []
+    for n in [*range(40), *range(5)]:
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / f"{n}.png")
+        lines.append(json.dumps({"caption": f"picture number {n}", "image": f"{n}.png"}))
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    sets = [f"storage={tmp_path}", f"captions.source={tmp_path / 'captions.jsonl'}", "captions.count=null"]
+    config = load_config(sets=sets)
+    run = open_run(config)
+    (unit,) = make_captions(config, run)["units"]
+    rows = (run / "captions").read_table(unit["name"]).to_pylist()
+    assert Counter(row["reject"] for row in rows) == {None: 40, DUPLICATE: 5}
+    for name, table in zip(("unsafe_captions", "unsafe_images"), _made_of(rows[:40]), strict=True):
+        (run / name).make()
+        Stage(run / name, "key").finish(0.0, summary_of([write_unit(run / name, unit["name"], table)]))
+    make_quadruplets(config, run)
+    found = _quadruplets(run)
+    assert len({row["safe_caption"] for row in found}) == len(found) > 20
+    assert all(row["safe_image"] for row in found)
 
 
 def test_hash_is_of_the_content(tmp_path):
