@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from safeclip.concepts import check_concepts
 from safeclip.errors import UserError
+from safeclip.guard import check_terms
 
 
 class Section(BaseModel):
@@ -166,6 +167,7 @@ class Generate(Section):
     @model_validator(mode="after")
     def _allowed(self) -> Self:
         check_concepts(self.concepts, self.acknowledge_explicit)
+        check_terms("generate.toxify.terms", self.toxify.terms, self.acknowledge_explicit)
         if "clip" in (self.judges.text, self.judges.image) and not self.judges.clip_model:
             raise UserError("generate.judges.clip_model: must name a CLIP, since a judge is 'clip'")
         return self
@@ -435,6 +437,12 @@ class Config(Section):
     train: Train
     evaluate: Evaluate
     serve: Serve = Serve()
+
+    @model_validator(mode="after")
+    def _allowed(self) -> Self:
+        held_out = self.toxifier.evaluation.heldout_terms
+        check_terms("toxifier.evaluation.heldout_terms", held_out, self.generate.acknowledge_explicit)
+        return self
 
     def results(self) -> dict[str, Any]:
         """Returns the settings that a result depends on, as plain data: no places, actors, failures or trackers."""

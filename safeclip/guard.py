@@ -11,7 +11,8 @@ import re
 import unicodedata
 
 from safeclip import guard_terms as terms
-from safeclip.concepts import CONCEPTS, SEXUAL_CONCEPTS
+from safeclip.concepts import CONCEPTS, SEXUAL_CONCEPTS, check_concepts
+from safeclip.errors import UserError
 
 WITH_CONCEPT = "guard: possible minor with a sexual concept"
 WITH_TERM = "guard: possible minor with a sexual term"
@@ -194,3 +195,23 @@ def check_pair(safe_caption: str, concept: str, unsafe_caption: str = "") -> str
         return _check([safe_caption, unsafe_caption], concept)
     except Exception:  # whatever it is: a gate that fails must stay closed
         return ERROR
+
+
+def check_terms(place: str, asked: dict[str, list[str]], acknowledge_explicit: bool) -> None:
+    """Refuses terms to ask an LLM for that the rules for concepts do not allow.
+
+    Args:
+        place: of the terms in the config, for the message.
+        asked: for a concept, what is asked for in its place.
+        acknowledge_explicit: whether sexual terms are allowed.
+
+    Raises:
+        UserError: `check_concepts` refuses a concept, or a term may name a minor, or is sexual and not acknowledged.
+    """
+    check_concepts(list(asked), acknowledge_explicit, place)
+    for concept, terms_of in asked.items():
+        for term in terms_of:
+            if check(term, "sexual") is not None:  # whatever the concept that it stands for
+                raise UserError(f"{place}: {term!r} is excluded for good, since it may name a minor")
+            if not acknowledge_explicit and check_pair(term, concept, "minor") is not None:
+                raise UserError(f"{place}: {term!r} needs generate.acknowledge_explicit=true, which the run records")

@@ -74,6 +74,8 @@ def test_the_run_of_the_command_line_wins():
         ("train=3", "train: 3 will not do"),
         ("generate.concepts=[]", "generate.concepts: [] will not do"),
         ("generate.concepts=[wepons]", "generate.concepts: 'wepons' is no concept; allowed: "),
+        ("generate.toxify.terms.weapons=[girl]", "generate.toxify.terms: 'girl' is excluded for good"),
+        ("toxifier.evaluation.heldout_terms.blood=[boy]", "toxifier.evaluation.heldout_terms: 'boy' is excluded"),
         ("generate.judges.text=clip", "generate.judges.clip_model: must name a CLIP"),
         ("evaluate.image_to_text={model: a, prompt: b}", "evaluate.image_to_text.prompt: must hold <image> once"),
         ("train.base=null", "train.base: None will not do"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from safeclip import guard, guard_terms
 from safeclip.concepts import CONCEPTS, SEXUAL_CONCEPTS
+from safeclip.errors import UserError
 from safeclip.world import scenes
 
 MINORS = ["child", "girl", "boy", "kid", "teen", "underage", "schoolgirl", "toddler", "minor", "infant"]
@@ -170,3 +171,30 @@ def test_texts_made_to_be_slow_are_decided_soon(text):
     guard.check((text * guard.LONGEST)[: guard.LONGEST], "weapons")
     assert time.perf_counter() - began < 5
     assert guard.check(text * guard.LONGEST, "weapons") == guard.TOO_LONG
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ({"weapons": ["dagger"], "blood": []}, None),
+        ({"weapons": ["girl"]}, "'girl' is excluded for good"),
+        ({"violence": ["child abuse"]}, "'child abuse' is excluded for good"),
+        ({"weapons": ["dagger", "ch1ld"]}, "'ch1ld' is excluded for good"),
+        ({"child abuse": ["dagger"]}, "'child abuse' is excluded for good"),
+        ({"wepons": ["dagger"]}, "'wepons' is no concept"),
+        ({"weapons": ["naked"]}, "'naked' needs generate.acknowledge_explicit=true"),
+        ({"nudity": []}, "nudity needs generate.acknowledge_explicit=true"),
+    ],
+)
+def test_terms_to_ask_for_keep_to_the_rules_for_concepts(terms, said):
+    if said is None:
+        guard.check_terms("terms", terms, acknowledge_explicit=False)
+    else:
+        with pytest.raises(UserError, match=f"^terms: {said}"):
+            guard.check_terms("terms", terms, acknowledge_explicit=False)
+
+
+def test_acknowledged_terms_are_allowed_and_those_for_minors_never():
+    guard.check_terms("terms", {"nudity": ["naked"], "weapons": ["naked"]}, acknowledge_explicit=True)
+    with pytest.raises(UserError, match="'teen' is excluded for good"):
+        guard.check_terms("terms", {"nudity": ["teen"]}, acknowledge_explicit=True)

@@ -30,7 +30,7 @@ def read_examples(source: str | None) -> list[dict[str, str]]:
         source: `world:examples`, a JSONL file with `safe`, `unsafe` and `asked` in each line, or None for none.
 
     Raises:
-        UserError: the file is missing, or a line is broken.
+        UserError: the file is missing, a line is broken, or the guard drops one.
     """
     if source is None:
         return []
@@ -43,6 +43,9 @@ def read_examples(source: str | None) -> list[dict[str, str]]:
             example = {key: str(json.loads(line)[key]) for key in ("safe", "unsafe", "asked")}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{source}, line {number}: must be JSON with safe, unsafe and asked") from error
+        # Examples have no concept: those that are sexual have names that are sexual terms.
+        if dropped := guard.check("\n".join(example.values()), "hate"):
+            raise UserError(f"{source}, line {number}: {dropped}")
         examples.append(example)
     return examples
 
@@ -96,7 +99,10 @@ class Toxifier:
         return pa.Table.from_pylist(rows, UNSAFE_CAPTION)
 
     def _attempt(self, rows: list[dict[str, Any]], attempt: int) -> None:
-        texts = self._candidates(rows, attempt)
+        rows, requests = self._requests(rows, attempt)
+        if not rows:
+            return
+        texts = [answer.text for answer in self.llm.answer(requests)]
         verdicts = self.judge([r["safe_caption"] for r in rows], texts, [r["concept"] for r in rows])
         for row, text, verdict in zip(rows, texts, verdicts, strict=True):
             row["candidates"] += 1
@@ -106,13 +112,18 @@ class Toxifier:
             else:
                 row.update(unsafe_caption=text, text_score=verdict.score, reject=verdict.reason)
 
-    def _candidates(self, rows: list[dict[str, Any]], attempt: int) -> list[str]:
-        requests = []
+    def _requests(self, rows: list[dict[str, Any]], attempt: int) -> tuple[list[dict[str, Any]], list[Request]]:
+        """Returns the rows that may be asked for, with their questions; the others are rejected."""
+        left, requests = [], []
         for row in rows:
             asked = asked_for(row["concept"], self.settings.terms, self.seed, row["id"], attempt)
+            if dropped := guard.check_pair(row["safe_caption"], row["concept"], asked):
+                row.update(unsafe_caption=None, text_score=None, reject=dropped)
+                continue
             messages = conversation(row["safe_caption"], asked, self.examples)
             requests.append(Request(messages, row_seed(self.seed, row["id"], "toxify", attempt)))
-        return [answer.text for answer in self.llm.answer(requests)]
+            left.append(row)
+        return left, requests
 
 
 def _make_toxifier(config: Config, adapter: Folder | None) -> Toxifier:

@@ -60,12 +60,13 @@ def unseen_captions(config: Config, run: Folder) -> list[str]:
 
 
 def tasks_for(captions: list[str], concepts: list[str], terms: dict[str, list[str]], seed: int) -> list[Task]:
-    """Returns a task for each caption that the guard lets through with the concept it is given."""
+    """Returns a task for each caption that the guard lets through with what it is asked for."""
     found = []
     for caption in captions if concepts else []:
         concept = concept_for(caption, concepts, seed)
-        if guard.check(caption, concept) is None:
-            found.append(Task(caption, concept, asked_for(concept, terms, seed, caption, "evaluation")))
+        asked = asked_for(concept, terms, seed, caption, "evaluation")
+        if guard.check_pair(caption, concept, asked) is None:
+            found.append(Task(caption, concept, asked))
     return found
 
 

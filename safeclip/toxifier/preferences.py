@@ -111,9 +111,17 @@ class PreferenceDrawer:
         """Returns a row of PREFERENCE for each row of CAPTION."""
         self.llm.forget()
         rows = table.select(["id", "concept", "safe_caption"]).to_pylist()
-        requests = []
         for row in rows:
             row["asked"] = asked_for(row["concept"], self.terms, self.seed, row["id"], "preference")
+            row["reject"] = guard.check_pair(row["safe_caption"], row["concept"], row["asked"])
+            row["candidates"] = []
+        if left := [row for row in rows if row["reject"] is None]:
+            self._draw(left)
+        return pa.Table.from_pylist(rows, PREFERENCE)
+
+    def _draw(self, rows: list[dict[str, Any]]) -> None:
+        requests = []
+        for row in rows:
             messages = conversation(row["safe_caption"], row["asked"], [])
             for number in range(self.settings.candidates):
                 requests.append(Request(messages, row_seed(self.seed, row["id"], "preference", number)))
@@ -124,7 +132,6 @@ class PreferenceDrawer:
             row["candidates"] = scored[number * count : (number + 1) * count]
             share = row_share(self.seed, row["id"], "rejected")
             row |= choose_pair(row["candidates"], self.settings.margin, share)
-        return pa.Table.from_pylist(rows, PREFERENCE)
 
     def _score(self, rows: list[dict[str, Any]], texts: list[str]) -> list[dict[str, Any]]:
         sources = [row["safe_caption"] for row in rows]

@@ -1,13 +1,16 @@
-"""How captions are asked for; the actors themselves run in tests/jobs/test_pipeline.py."""
+"""How captions are asked for, and which are not; whole runs of the stage are in tests/jobs/test_pipeline.py."""
 
 import json
 
+import pyarrow as pa
 import pytest
 
+from safeclip import guard
 from safeclip.config import load_config
 from safeclip.errors import UserError
 from safeclip.generation.judges import WorldTextJudge
-from safeclip.generation.toxify import asked_for, conversation, read_examples
+from safeclip.generation.toxify import Toxifier, asked_for, conversation, read_examples
+from safeclip.records import CAPTION, row_id
 from safeclip.world import scenes
 
 
@@ -40,3 +43,37 @@ def test_broken_example_is_named_with_its_line(tmp_path, line):
         read_examples(str(file))
     with pytest.raises(UserError, match=r"no file .*missing"):
         read_examples(str(tmp_path / "missing.jsonl"))
+
+
+@pytest.mark.parametrize("words", [("kid", "naked", "weapons"), ("dog", "girl", "sexual"), ("dog", "lolita", "hate")])
+def test_an_example_that_the_guard_drops_is_named_with_its_line(tmp_path, words):
+    file = tmp_path / "examples.jsonl"
+    good, bad = (dict(zip(("safe", "unsafe", "asked"), row, strict=True)) for row in (("a", "b", "c"), words))
+    file.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    with pytest.raises(UserError, match=r"line 2: guard: [a-z ]+$"):
+        read_examples(str(file))
+
+
+def rewritten(captions, *sets):
+    """The rows that the world's LLM makes of captions, all of one concept, in a process of its own as in an actor."""
+    import ray
+
+    sets = [
+        "generate.toxify.examples=null", "generate.toxify.candidates=2", "generate.toxify.max_tokens=8", *sets
+    ]  # fmt: skip
+    config = load_config(sets=sets)
+    rows = [{"id": row_id(text, "weapons"), "concept": "weapons", "safe_caption": text} for text in captions]
+
+    def work():
+        toxifier = Toxifier(config.generate.toxify, WorldTextJudge(), config.seed)
+        return toxifier(pa.Table.from_pylist(rows, CAPTION)).to_pylist()
+
+    return ray.get(ray.remote(max_calls=1)(work).remote())
+
+
+def test_what_the_guard_drops_with_the_term_asked_for_does_not_reach_the_llm(ray_cluster):
+    sets = ["generate.acknowledge_explicit=true", "generate.toxify.terms.weapons=[naked]"]
+    dropped, asked = rewritten(["girl", "dog"], *sets)
+    assert (dropped["reject"], dropped["candidates"], dropped["unsafe_caption"]) == (guard.WITH_TERM, 0, None)
+    assert asked["candidates"] == 2
+    assert asked["unsafe_caption"] is not None

@@ -61,6 +61,12 @@ def test_the_guard_reads_a_caption_with_the_concept_that_it_is_given():
     ]
 
 
+def test_the_guard_reads_a_caption_with_the_term_that_is_asked_for():
+    terms = {"weapons": ["naked"]}
+    tasks = tasks_for(["a girl in a park", "a dog in a park"], ["weapons"], terms, 0)
+    assert [task.caption for task in tasks] == ["a dog in a park"]
+
+
 def test_texts_are_accepted_by_judge_and_guard_together():
     tasks = [Task(SOURCE, "weapons", "bomb")] * 3
     texts = ["a bomb next to a key on a blue background", SOURCE, "an axe next to a key on a blue background"]

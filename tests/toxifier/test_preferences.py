@@ -1,13 +1,18 @@
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safeclip import guard
 from safeclip.artifacts import Folder
 from safeclip.config import load_config
 from safeclip.errors import UserError
+from safeclip.generation.llm import adapter_folder
+from safeclip.records import CAPTION, row_id
 from safeclip.toxifier.preferences import (
     NO_CANDIDATES,
     TOO_CLOSE,
+    PreferenceDrawer,
     choose_pair,
     is_fluent,
     kept_objects,
@@ -94,3 +99,19 @@ def test_without_captions_or_pairs_the_error_says_what_to_do(tmp_path):
         make_preferences(load_config(), Folder(str(tmp_path)), Folder(str(tmp_path)))
     with pytest.raises(UserError, match="0 pairs of 0 captions"):
         read_preferences(Folder(str(tmp_path)))
+
+
+def test_what_the_guard_drops_with_the_term_asked_for_gets_no_candidates(ray_cluster):
+    import ray
+
+    sets = ["generate.acknowledge_explicit=true", "generate.toxify.terms.weapons=[naked]"]
+    config = load_config(sets=[*sets, "toxifier.preferences.candidates=2", "generate.toxify.max_tokens=8"])
+    rows = [{"id": row_id(t, "weapons"), "concept": "weapons", "safe_caption": t} for t in ("girl", "dog")]
+
+    def work():
+        drawer = PreferenceDrawer(config, adapter_folder("world:toxifier", Folder("")))
+        return drawer(pa.Table.from_pylist(rows, CAPTION)).to_pylist()
+
+    dropped, drawn = ray.get(ray.remote(max_calls=1)(work).remote())
+    assert (dropped["reject"], dropped["candidates"], dropped["chosen"]) == (guard.WITH_TERM, [], None)
+    assert len(drawn["candidates"]) == 2
