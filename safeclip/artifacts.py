@@ -169,11 +169,28 @@ class Stage:
         found = read_manifest(self.folder)
         return found if found and found["key"] == self.key else None
 
+    def begin(self, private: bool = False) -> float:
+        """Makes the folder, without the manifest of other settings: what that marks complete is about to change.
+
+        Args:
+            private: whether nobody but the folder's owner may read it.
+
+        Returns:
+            `time.time()`, for `finish`.
+
+        Raises:
+            UserError: the file system refuses.
+        """
+        self.folder.make(private)
+        if self.folder.exists("manifest.json"):
+            self.folder.fs.rm(self.folder.path("manifest.json"))
+        return time.time()
+
     def finish(self, began: float, content: dict[str, Any]) -> dict[str, Any]:
         """Writes the manifest.
 
         Args:
-            began: `time.time()` at the start of the work.
+            began: what `begin` returned.
             content: what this stage says of its output, besides key, versions and duration.
         """
         manifest = {"stage": self.name, "key": self.key, **content, "versions": versions()}

@@ -64,6 +64,15 @@ def test_a_manifest_marks_a_stage_complete_for_its_key_only(folder):
     assert Stage(folder / "captions", "other").manifest() is None
 
 
+def test_beginning_anew_ends_what_the_manifest_of_other_settings_marked_complete(folder):
+    stage, other = (Stage(folder / "captions", key) for key in ("key", "other"))
+    before = time.time()
+    assert before <= stage.begin() <= time.time()
+    stage.finish(before, {})
+    other.begin()
+    assert stage.manifest() is other.manifest() is read_manifest(stage.folder) is None
+
+
 def test_a_damaged_manifest_says_what_to_do(folder):
     folder.write("manifest.json", b"{")
     with pytest.raises(UserError, match=r"manifest\.json is damaged; remove the folder"):

@@ -126,8 +126,7 @@ def embed_teacher(
     if stage.manifest():
         print("encoder/teacher: complete, skipped")
         return units
-    began = time.time()
-    folder.make()
+    began = stage.begin()
     there = set(folder.files(".parquet"))
     pending = [unit for unit in units if unit.target not in there]
     if pending:

@@ -1,7 +1,6 @@
 """The training stage: the teacher's embeddings, then DDP workers on Ray Train, then the exports."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +121,7 @@ def train_encoder(
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
         return manifest
-    began = time.time()
-    stage.folder.make()
+    began = stage.begin()
     content: dict[str, Any] = {
         "base": {"source": train.base, "hash": base_hash},
         "quadruplets": quadruplets["content_hash"],

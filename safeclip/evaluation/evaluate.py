@@ -48,8 +48,7 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
         return manifest
-    began = time.time()
-    stage.folder.make()
+    began = stage.begin()
     sets = evaluation_sets(run, config.evaluate.rendered, config.seed, stage.folder / "sets")
     if config.evaluate.rendered:
         place = stage.folder / "sets" / "zero_shot"

@@ -1,7 +1,6 @@
 """The first stage: safe captions and pictures, each given a concept and read by the guard before any generator."""
 
 import json
-import time
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -66,8 +65,7 @@ def collect(config: Config, settings: Source, folder: Folder, seed: int) -> dict
     if manifest := stage.manifest():
         print(f"{name}: complete, skipped")
         return manifest
-    began = time.time()
-    stage.folder.make()
+    began = stage.begin()
     rows = _rows(read_entries(settings, seed), config.generate.draws(), seed)
     units = _run_units(_units(rows, settings.unit_rows, made_from), settings, stage.folder)
     remove_others(stage.folder, units)

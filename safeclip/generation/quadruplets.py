@@ -1,6 +1,5 @@
 """Joins the stages' rows into quadruplets, split by id into train, validation and test, with their datasheet."""
 
-import time
 from typing import Any
 
 import pyarrow as pa
@@ -59,7 +58,7 @@ def make_quadruplets(config: Config, run: Folder) -> dict[str, Any]:
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
         return manifest
-    began = time.time()
+    began = stage.begin()
     folder.remove()  # cheap to make, so nothing of an earlier or cut-off attempt is kept
     folder.make(private=True)
     counts = dict.fromkeys(SPLITS, 0)

@@ -5,7 +5,6 @@ that is there is done, whoever did it. What was in flight when something died is
 """
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -198,8 +197,7 @@ def run_generation_stage(
     if manifest := stage.manifest():
         print(f"{name}: complete, skipped")
         return manifest
-    began = time.time()
-    folder.make(private=True)
+    began = stage.begin(private=True)
     units = run_units(stage, plan_units(source, *settings), make, run / previous, resources)
     remove_others(folder, units)
     summary = summary_of(units)

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import time
 from collections import Counter
 from typing import Any
 
@@ -195,8 +194,7 @@ def make_preferences(config: Config, run: Folder, adapter: Folder) -> dict[str, 
     if manifest := stage.manifest():
         print("preferences: complete, skipped")
         return manifest
-    began = time.time()
-    stage.folder.make(private=True)
+    began = stage.begin(private=True)
     make = functools.partial(PreferenceDrawer, config, adapter)
     done = run_units(stage, units, make, run / "captions", config.generate.toxify.resources)
     remove_others(stage.folder, done)

@@ -63,6 +63,7 @@ def train_toxifier(config: Config, run: Folder) -> dict[str, Any]:
     if manifest := stage.manifest():
         print("toxifier: complete, skipped")
         return manifest
+    stage.begin()
     _export(config, folder)
     return stage.finish(
         began,
@@ -149,8 +150,7 @@ def train_step(
     if manifest := stage.manifest():
         print(f"{method}: complete, skipped")
         return manifest
-    began = time.time()
-    folder.make()
+    began = stage.begin()
     result = fit(train_loop, plan, stage, config.toxifier.resources, config.toxifier.max_failures, _QUIET)
     history = result.metrics["history"]
     check_losses(method, plan.tuning.learning_rate, history)

@@ -112,6 +112,17 @@ def test_files_of_other_settings_are_removed(tmp_path):
     assert folder.files(".parquet") == [unit["name"] for unit in manifest["units"]]
 
 
+def test_settings_that_fail_leave_nothing_that_passes_for_complete(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded())
+    source = write_jsonl(tmp_path, [{"caption": caption, "image": "a.png"} for caption in ("dog", "cat", "dog")])
+    first, folder = run_stage(tmp_path, source)
+    with pytest.raises(UserError, match="1 of 3 rows were rejected"):
+        run_stage(tmp_path, source, "captions.unit_rows=1", "generate.max_reject_fraction=0")
+    again, _ = run_stage(tmp_path, source)
+    assert again["content_hash"] == first["content_hash"]
+    assert len(rows_of(folder)) == 3
+
+
 def test_more_captions_than_the_world_has_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "SAFE_OBJECTS", {"dog": "🐕", "cat": "🐈"})
     with pytest.raises(UserError, match=r"captions\.count: 5000 is more than the world has"):
