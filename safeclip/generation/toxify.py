@@ -79,9 +79,15 @@ def asked_for(concept: str, terms: dict[str, list[str]], *words: object) -> str:
 class Toxifier:
     """Asks an LLM for unsafe versions of captions until the judge accepts one, or the candidates are used up."""
 
-    def __init__(self, settings: Toxify, judge: TextJudge, seed: int, adapter: Folder | None = None) -> None:
-        self.settings, self.judge, self.seed = settings, judge, seed
-        self.examples = read_examples(settings.examples) if adapter is None else []
+    def __init__(
+        self,
+        settings: Toxify,
+        judge: TextJudge,
+        seed: int,
+        examples: list[dict[str, str]],
+        adapter: Folder | None = None,
+    ) -> None:
+        self.settings, self.judge, self.seed, self.examples = settings, judge, seed, examples
         self.llm = LanguageModel(settings, adapter)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -126,8 +132,9 @@ class Toxifier:
         return left, requests
 
 
-def _make_toxifier(config: Config, adapter: Folder | None) -> Toxifier:
-    return Toxifier(config.generate.toxify, make_text_judge(config.generate.judges), config.seed, adapter)
+def _make_toxifier(config: Config, examples: list[dict[str, str]], adapter: Folder | None) -> Toxifier:
+    judge = make_text_judge(config.generate.judges)
+    return Toxifier(config.generate.toxify, judge, config.seed, examples, adapter)
 
 
 def make_unsafe_captions(config: Config, run: Folder) -> dict[str, Any]:
@@ -139,16 +146,17 @@ def make_unsafe_captions(config: Config, run: Folder) -> dict[str, Any]:
     Raises:
         UserError: the captions are missing, or too many rows were rejected.
     """
-    read_examples(config.generate.toxify.examples)
+    examples = read_examples(config.generate.toxify.examples)
     results = config.results()["generate"]
-    adapter = adapter_folder(config.generate.toxify.adapter, run)
+    if adapter := adapter_folder(config.generate.toxify.adapter, run):
+        examples = []  # an adapter is trained to do without
     return run_generation_stage(
         config,
         run,
         "unsafe_captions",
         "captions",
-        functools.partial(_make_toxifier, config, adapter),
-        [results["toxify"], results["judges"], adapter_hash(adapter)],
+        functools.partial(_make_toxifier, config, examples, adapter),
+        [results["toxify"], examples, results["judges"], adapter_hash(adapter)],
         config.generate.toxify.resources,
         {
             "llm": config.generate.toxify.model,

@@ -6,10 +6,12 @@ import pyarrow as pa
 import pytest
 
 from safeclip import guard
+from safeclip.artifacts import Folder, Stage
 from safeclip.config import load_config
 from safeclip.errors import UserError
 from safeclip.generation.judges import WorldTextJudge
-from safeclip.generation.toxify import Toxifier, asked_for, conversation, read_examples
+from safeclip.generation.toxify import Toxifier, asked_for, conversation, make_unsafe_captions, read_examples
+from safeclip.generation.units import summary_of
 from safeclip.records import CAPTION, row_id
 from safeclip.world import scenes
 
@@ -54,18 +56,35 @@ def test_an_example_that_the_guard_drops_is_named_with_its_line(tmp_path, words)
         read_examples(str(file))
 
 
+def key_of(tmp_path, *sets):
+    """What marks the stage of a run without captions as made with these settings."""
+    run = Folder(str(tmp_path / "run"))
+    Stage(run / "captions", "key").begin()
+    Stage(run / "captions", "key").finish(0.0, summary_of([]))
+    return make_unsafe_captions(load_config(sets=list(sets)), run)["key"]
+
+
+def test_the_stage_depends_on_what_the_examples_say_where_they_are_shown(tmp_path):
+    file = tmp_path / "examples.jsonl"
+    keys = {}
+    for unsafe in ("b", "c"):
+        file.write_text(json.dumps({"safe": "a", "unsafe": unsafe, "asked": "d"}))
+        for adapter in ("null", "world:toxifier"):
+            sets = (f"generate.toxify.examples={file}", f"generate.toxify.adapter={adapter}")
+            keys[unsafe, adapter] = key_of(tmp_path, *sets)
+    assert keys["b", "null"] != keys["c", "null"]
+    assert keys["b", "world:toxifier"] == keys["c", "world:toxifier"]
+
+
 def rewritten(captions, *sets):
     """The rows that the world's LLM makes of captions, all of one concept, in a process of its own as in an actor."""
     import ray
 
-    sets = [
-        "generate.toxify.examples=null", "generate.toxify.candidates=2", "generate.toxify.max_tokens=8", *sets
-    ]  # fmt: skip
-    config = load_config(sets=sets)
+    config = load_config(sets=["generate.toxify.candidates=2", "generate.toxify.max_tokens=8", *sets])
     rows = [{"id": row_id(text, "weapons"), "concept": "weapons", "safe_caption": text} for text in captions]
 
     def work():
-        toxifier = Toxifier(config.generate.toxify, WorldTextJudge(), config.seed)
+        toxifier = Toxifier(config.generate.toxify, WorldTextJudge(), config.seed, [])
         return toxifier(pa.Table.from_pylist(rows, CAPTION)).to_pylist()
 
     return ray.get(ray.remote(max_calls=1)(work).remote())
