@@ -5,6 +5,7 @@ import time
 import uuid
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from safeclip import artifacts
@@ -40,6 +41,18 @@ def test_files_come_back_and_are_listed(folder):
 def test_tables_come_back_whole(folder):
     folder.write_table("t.parquet", TABLE)
     assert folder.read_table("t.parquet").equals(TABLE)
+
+
+def test_of_a_table_no_other_columns_are_read_than_those_named(folder):
+    pictures = [bytes([n]) * 1000 for n in range(40)]
+    folder.write_table("t.parquet", pa.table({"id": list(range(40)), "picture": pictures}))
+    data = bytearray(folder.read("t.parquet"))
+    begins = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(0).column(1).dictionary_page_offset
+    data[begins : begins + 8] = b"\xff" * 8
+    folder.write("t.parquet", bytes(data))
+    with pytest.raises(OSError, match="page"):
+        folder.read_table("t.parquet")
+    assert folder.read_table("t.parquet", ["id"]).to_pydict() == {"id": list(range(40))}
 
 
 def test_a_folder_that_is_not_there_has_no_files(folder):

@@ -49,14 +49,15 @@ def unseen_captions(config: Config, run: Folder) -> list[str]:
         return list({scene.key: scenes.caption(scene) for scene in drawn}.values())[:count]
     manifest = read_manifest(run / "captions") or {"units": []}
     drawn_for = first_units(manifest, config.toxifier.preferences.captions)
-    tables = [(run / "captions").read_table(unit["name"]) for unit in manifest["units"][len(drawn_for) :]]
-    rows = [row for t in tables for row in t.select(["safe_caption", "reject"]).to_pylist() if row["reject"] is None]
-    if not rows:
+    later = first_units({"units": manifest["units"][len(drawn_for) :]}, count)
+    tables = [(run / "captions").read_table(unit["name"], ["safe_caption", "reject"]) for unit in later]
+    captions = [row["safe_caption"] for t in tables for row in t.to_pylist() if row["reject"] is None]
+    if not captions:
         raise UserError(
             "toxifier.evaluation: all captions are among those that preferences were drawn for; "
             "raise captions.count or lower toxifier.preferences.captions"
         )
-    return [row["safe_caption"] for row in rows[:count]]
+    return captions[:count]
 
 
 def tasks_for(captions: list[str], concepts: list[str], terms: dict[str, list[str]], seed: int) -> list[Task]:

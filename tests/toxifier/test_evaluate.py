@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safeclip.artifacts import Folder, open_run
+from safeclip.artifacts import Folder, open_run, read_manifest
 from safeclip.config import load_config
 from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
@@ -40,6 +40,10 @@ def test_a_files_unseen_captions_are_those_after_the_preferences(ray_cluster, tm
     run = open_run(config)
     make_captions(config, run)
     assert unseen_captions(config, run) == [f"picture number {n}" for n in range(16, 40)]
+    units = read_manifest(run / "captions")["units"]
+    fewer = load_config(sets=[*sets, "toxifier.evaluation.captions=10"])
+    (run / "captions").write(units[-1]["name"], b"not read")
+    assert unseen_captions(fewer, run) == [f"picture number {n}" for n in range(16, 26)]
     few = load_config(sets=[*sets, "toxifier.preferences.captions=40"])
     with pytest.raises(UserError, match="all captions are among those"):
         unseen_captions(few, run)
