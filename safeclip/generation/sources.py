@@ -23,6 +23,7 @@ from safeclip.world.scenes import Scene
 
 Reference = dict[str, Any]  # plain data: {"scene": …}, {"file": name} or {"row": number of a Parquet row}
 NO_CAPTION = "caption empty"
+_BATCH, _BUFFER = 16, 2**20  # rows, and bytes, of a Parquet file that are read at once
 
 
 @dataclass(frozen=True)
@@ -161,15 +162,21 @@ def _cells(source: str, first: int, end: int) -> dict[int, Reference | None]:
     """The picture cells of rows first to end of a Parquet file, by row: bytes, or the name of a file."""
     cells: dict[int, Reference | None] = {}
     with fsspec.open(source, "rb") as file:
-        parquet = pq.ParquetFile(file)
+        # A row group may hold all pictures of a file, and without a buffer all of it would be read at once.
+        parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
         start = 0
         for group in range(parquet.num_row_groups):
-            stop = start + parquet.metadata.row_group(group).num_rows
-            if start < end and stop > first:
-                low, high = max(first, start), min(end, stop)
-                column = parquet.read_row_group(group, columns=["image"])["image"].slice(low - start, high - low)
+            rows = parquet.metadata.row_group(group).num_rows
+            if start + rows <= first:
+                start += rows
+                continue
+            for batch in parquet.iter_batches(_BATCH, [group], ["image"]):
+                low, high = max(first, start), min(end, start + len(batch))
+                column = batch.column("image").slice(low - start, max(0, high - low))
                 cells.update(zip(range(low, high), map(_cell, column.to_pylist()), strict=True))
-            start = stop
+                start += len(batch)
+                if start >= end:
+                    return cells
     return cells
 
 

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -16,6 +17,7 @@ from safeclip.errors import UserError
 from safeclip.generation.captions import concept_for, make_captions
 from safeclip.generation.images import decode, defect, encode_webp
 from safeclip.generation.rejects import check_rejects
+from safeclip.generation.sources import read_pictures
 from safeclip.records import CAPTION, row_id
 from safeclip.world import scenes
 
@@ -230,10 +232,23 @@ def parquet_of(path, images, **options):
 
 
 def test_parquet_with_bytes_is_read_by_row_groups(tmp_path):
-    images = [encoded(colour=(i, 0, 0)) for i in range(10)]
-    source = parquet_of(tmp_path / "c.parquet", images, row_group_size=3)
-    _, folder = run_stage(tmp_path, source, "captions.unit_rows=4", "captions.count=9")
-    assert [row["safe_image"] for row in rows_of(folder)] == images[:9]
+    images = [encoded(colour=(i, 0, 0)) for i in range(60)]
+    for group in (3, 50):
+        source = parquet_of(tmp_path / f"{group}.parquet", images, row_group_size=group)
+        _, folder = run_stage(tmp_path, source, "captions.unit_rows=18", "captions.count=55", run=f"groups-{group}")
+        assert [row["safe_image"] for row in rows_of(folder)] == images[:55]
+
+
+def test_the_pictures_of_a_unit_are_read_without_the_others_of_their_row_group(tmp_path):
+    noise = np.random.default_rng(0)
+    images = [noise.bytes(100_000) for _ in range(100)]
+    source = parquet_of(tmp_path / "c.parquet", images, write_batch_size=8)
+    settings = load_config(sets=[f"captions.source={source}"]).captions
+    tracemalloc.start()
+    read_pictures(settings, [{"row": number} for number in range(50, 54)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < sum(map(len, images)) / 2
 
 
 def test_parquet_with_paths_and_with_pictures_as_datasets_writes_them(tmp_path):
