@@ -14,6 +14,7 @@ from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Toxify
 from safeclip.errors import UserError
 
+TOO_LONG = "prompt too long"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _WORLD_ADAPTER = Path(__file__).parents[1] / "world" / "weights" / "toxifier"
 
@@ -127,11 +128,18 @@ class LanguageModel:
         """Empties the prefix cache, so that the rounding of what follows never depends on what came before."""
         self.engine.reset_prefix_cache()
 
+    def refusal(self, messages: list[dict[str, str]]) -> str | None:
+        """Returns why a question cannot be asked, None where it can; beside one that cannot, vLLM answers none."""
+        tokenizer: Any = self.engine.get_tokenizer()
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        tokens = len(tokenizer.encode(prompt, add_special_tokens=False))
+        return TOO_LONG if tokens >= self.settings.max_model_len else None
+
     def answer(self, requests: list[Request], temperature: float | None = None) -> list[Answer]:
         """Answers each request in one line.
 
         Args:
-            requests: the questions.
+            requests: the questions, none of them too long.
             temperature: of the sampling; the settings' unless given.
 
         The process ends where the engine is dead: a dead process is replaced, a dead engine would fail every row.

@@ -123,10 +123,11 @@ class Toxifier:
         left, requests = [], []
         for row in rows:
             asked = asked_for(row["concept"], self.settings.terms, self.seed, row["id"], attempt)
-            if dropped := guard.check_pair(row["safe_caption"], row["concept"], asked):
+            messages = conversation(row["safe_caption"], asked, self.examples)
+            dropped = guard.check_pair(row["safe_caption"], row["concept"], asked) or self.llm.refusal(messages)
+            if dropped:
                 row.update(unsafe_caption=None, text_score=None, reject=dropped)
                 continue
-            messages = conversation(row["safe_caption"], asked, self.examples)
             requests.append(Request(messages, row_seed(self.seed, row["id"], "toxify", attempt)))
             left.append(row)
         return left, requests

@@ -128,17 +128,24 @@ def _measure_each(
 def _measure(config: Config, llm: LanguageModel, adapter: Folder | None, captions: list[str]) -> dict[str, Any]:
     settings = config.generate.toxify
     llm.use(adapter)
-    writer = Writer(llm, [] if adapter else read_examples(settings.examples), config.seed)
+    examples = read_examples(settings.examples)
+    writer = Writer(llm, [] if adapter else examples, config.seed)
     judge, lenient = (make_text_judge(config.generate.judges, held_out) for held_out in (False, True))
     encoder = None if config.generate.judges.text == "world" else load_encoder(config.train.base)
-    tasks = tasks_for(captions, config.generate.draws(), settings.terms, config.seed)
+
+    def tasks_of(concepts: list[str], terms: dict[str, list[str]]) -> list[Task]:
+        """The tasks that fit with the examples before them, which are the same for each of the models."""
+        found = tasks_for(captions, concepts, terms, config.seed)
+        return [task for task in found if not llm.refusal(conversation(task.caption, task.asked, examples))]
+
+    tasks = tasks_of(config.generate.draws(), settings.terms)
     began = time.monotonic()
     texts, tokens = writer.write(tasks, 0)
     seconds = time.monotonic() - began
     accepted = accepts(judge, tasks, texts)
     per_caption = {"accepted": accepted.tolist(), "kept": keeps(tasks, texts, encoder).tolist()}
     terms = config.toxifier.evaluation.heldout_terms
-    if held_out := tasks_for(captions, [c for c in config.generate.concepts if c in terms], terms, config.seed):
+    if held_out := tasks_of([c for c in config.generate.concepts if c in terms], terms):
         per_caption["heldout_accepted"] = accepts(lenient, held_out, writer.write(held_out, 0)[0]).tolist()
     return {
         "per_caption": per_caption,

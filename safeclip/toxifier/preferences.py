@@ -112,8 +112,8 @@ class PreferenceDrawer:
         rows = table.select(["id", "concept", "safe_caption"]).to_pylist()
         for row in rows:
             row["asked"] = asked_for(row["concept"], self.terms, self.seed, row["id"], "preference")
-            row["reject"] = guard.check_pair(row["safe_caption"], row["concept"], row["asked"])
-            row["candidates"] = []
+            dropped = guard.check_pair(row["safe_caption"], row["concept"], row["asked"])
+            row |= {"candidates": [], "reject": dropped or self.llm.refusal(_messages(row))}
         if left := [row for row in rows if row["reject"] is None]:
             self._draw(left)
         return pa.Table.from_pylist(rows, PREFERENCE)
@@ -121,9 +121,8 @@ class PreferenceDrawer:
     def _draw(self, rows: list[dict[str, Any]]) -> None:
         requests = []
         for row in rows:
-            messages = conversation(row["safe_caption"], row["asked"], [])
             for number in range(self.settings.candidates):
-                requests.append(Request(messages, row_seed(self.seed, row["id"], "preference", number)))
+                requests.append(Request(_messages(row), row_seed(self.seed, row["id"], "preference", number)))
         texts = [a.text for a in self.llm.answer(requests, self.settings.temperature)]
         count = self.settings.candidates
         scored = self._score([row for row in rows for _ in range(count)], texts)
@@ -151,6 +150,10 @@ class PreferenceDrawer:
             }
             scored.append({**candidate, "score": score_of(candidate, self.settings)})
         return scored
+
+
+def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
+    return conversation(row["safe_caption"], row["asked"], [])
 
 
 def kept_objects(source: str, text: str) -> float:

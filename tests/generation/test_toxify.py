@@ -10,6 +10,7 @@ from safeclip.artifacts import Folder, Stage
 from safeclip.config import load_config
 from safeclip.errors import UserError
 from safeclip.generation.judges import WorldTextJudge
+from safeclip.generation.llm import TOO_LONG
 from safeclip.generation.toxify import Toxifier, asked_for, conversation, make_unsafe_captions, read_examples
 from safeclip.generation.units import summary_of
 from safeclip.records import CAPTION, row_id
@@ -90,9 +91,10 @@ def rewritten(captions, *sets):
     return ray.get(ray.remote(max_calls=1)(work).remote())
 
 
-def test_what_the_guard_drops_with_the_term_asked_for_does_not_reach_the_llm(ray_cluster):
+def test_what_the_guard_drops_with_its_term_and_what_is_too_long_is_not_asked_for_and_the_rest_is(ray_cluster):
     sets = ["generate.acknowledge_explicit=true", "generate.toxify.terms.weapons=[naked]"]
-    dropped, asked = rewritten(["girl", "dog"], *sets)
+    dropped, long, asked = rewritten(["girl", "dog " * 120, "dog"], *sets, "generate.toxify.max_model_len=128")
     assert (dropped["reject"], dropped["candidates"], dropped["unsafe_caption"]) == (guard.WITH_TERM, 0, None)
+    assert (long["reject"], long["candidates"], long["unsafe_caption"]) == (TOO_LONG, 0, None)
     assert asked["candidates"] == 2
     assert asked["unsafe_caption"] is not None

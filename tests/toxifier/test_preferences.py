@@ -7,7 +7,7 @@ from safeclip import guard
 from safeclip.artifacts import Folder
 from safeclip.config import load_config
 from safeclip.errors import UserError
-from safeclip.generation.llm import adapter_folder
+from safeclip.generation.llm import TOO_LONG, adapter_folder
 from safeclip.records import CAPTION, row_id
 from safeclip.toxifier.preferences import (
     NO_CANDIDATES,
@@ -101,17 +101,20 @@ def test_without_captions_or_pairs_the_error_says_what_to_do(tmp_path):
         read_preferences(Folder(str(tmp_path)))
 
 
-def test_what_the_guard_drops_with_the_term_asked_for_gets_no_candidates(ray_cluster):
+def test_what_the_guard_drops_with_its_term_and_what_is_too_long_gets_no_candidates(ray_cluster):
     import ray
 
     sets = ["generate.acknowledge_explicit=true", "generate.toxify.terms.weapons=[naked]"]
-    config = load_config(sets=[*sets, "toxifier.preferences.candidates=2", "generate.toxify.max_tokens=8"])
-    rows = [{"id": row_id(t, "weapons"), "concept": "weapons", "safe_caption": t} for t in ("girl", "dog")]
+    sets += ["generate.toxify.max_tokens=8", "generate.toxify.max_model_len=128", "toxifier.preferences.candidates=2"]
+    config = load_config(sets=sets)
+    captions = ("girl", "dog " * 120, "dog")
+    rows = [{"id": row_id(text, "weapons"), "concept": "weapons", "safe_caption": text} for text in captions]
 
     def work():
         drawer = PreferenceDrawer(config, adapter_folder("world:toxifier", Folder("")))
         return drawer(pa.Table.from_pylist(rows, CAPTION)).to_pylist()
 
-    dropped, drawn = ray.get(ray.remote(max_calls=1)(work).remote())
+    dropped, long, drawn = ray.get(ray.remote(max_calls=1)(work).remote())
     assert (dropped["reject"], dropped["candidates"], dropped["chosen"]) == (guard.WITH_TERM, [], None)
+    assert (long["reject"], long["candidates"], long["chosen"]) == (TOO_LONG, [], None)
     assert len(drawn["candidates"]) == 2
