@@ -4,6 +4,7 @@ The driver reads texts only. A picture is a reference until a worker reads it, s
 any memory.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def read_pictures(settings: Source, references: list[Reference | None]) -> list[
     """Returns for each reference the encoded picture, or None and the reason why there is none."""
     rows = [r["row"] for r in references if r and "row" in r]
     cells = _cells(settings.source, min(rows), max(rows) + 1) if rows else {}
-    return [_picture(settings, cells[r["row"]] if r and "row" in r else r) for r in references]
+    return [_picture(settings, cells.get(r["row"], r) if r and "row" in r else r) for r in references]
 
 
 def _kind(source: str) -> str:
@@ -153,15 +154,18 @@ def _parquet(settings: Source) -> Iterator[Entry]:
             parquet = pq.ParquetFile(file)
             _need_columns(settings, set(parquet.schema_arrow.names))
             captions = parquet.read(columns=["caption"])["caption"].to_pylist()
-    except pa.ArrowException as error:
-        raise _wrong(settings, "is no Parquet file") from error
+    except (OSError, pa.ArrowException) as error:
+        raise _wrong(settings, "is no Parquet file, or a damaged one") from error
     return (_entry(caption, {"row": number}) for number, caption in enumerate(captions))
 
 
 def _cells(source: str, first: int, end: int) -> dict[int, Reference | None]:
-    """The picture cells of rows first to end of a Parquet file, by row: bytes, or the name of a file."""
+    """The picture cells of rows first to end of a Parquet file, by row: bytes, or the name of a file.
+
+    Those from the first one on that cannot be read are left out.
+    """
     cells: dict[int, Reference | None] = {}
-    with fsspec.open(source, "rb") as file:
+    with contextlib.suppress(OSError, pa.ArrowException), fsspec.open(source, "rb") as file:
         # A row group may hold all pictures of a file, and without a buffer all of it would be read at once.
         parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
         start = 0
@@ -211,6 +215,8 @@ def _coco(settings: Source) -> Iterator[Entry]:
 def _picture(settings: Source, reference: Reference | None) -> tuple[bytes | None, str | None]:
     if reference is None:
         return None, MISSING
+    if "row" in reference:
+        return None, UNREADABLE
     if "scene" in reference:
         objects, background, seed = reference["scene"]
         return encode_webp(scenes.render(Scene(tuple(objects), background, seed))), None

@@ -77,7 +77,7 @@ def unit_statistics(folder: Folder, name: str) -> dict[str, Any] | None:
     try:
         with folder.fs.open(folder.path(name)) as file:
             return json.loads(pq.read_schema(file).metadata[_STATISTICS])
-    except (pa.ArrowException, KeyError, TypeError, ValueError):
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None  # damaged from outside: made again
 
 

@@ -251,6 +251,30 @@ def test_the_pictures_of_a_unit_are_read_without_the_others_of_their_row_group(t
     assert peak < sum(map(len, images)) / 2
 
 
+def test_pictures_of_a_damaged_part_of_a_parquet_file_are_rejects_and_the_others_are_read(tmp_path):
+    images = [encoded(colour=(i, 0, 0)) for i in range(30)]
+    source = parquet_of(tmp_path / "c.parquet", images, row_group_size=10)
+    overwrite(source, pq.read_metadata(source).row_group(1).column(1).dictionary_page_offset, 8)
+    _, folder = run_stage(tmp_path, source, "captions.unit_rows=5", "captions.count=30")
+    rows = rows_of(folder)
+    assert [row["safe_image"] for row in rows] == [*images[:10], *[None] * 10, *images[20:]]
+    assert {row["reject"] for row in rows[10:20]} == {"picture cannot be read"}
+
+
+def overwrite(path, start, size):
+    data = bytearray(path.read_bytes())
+    data[start : start + size] = b"\xff" * size
+    path.write_bytes(data)
+
+
+def test_a_parquet_file_whose_footer_is_damaged_is_named(tmp_path):
+    source = parquet_of(tmp_path / "c.parquet", [encoded()])
+    size = int.from_bytes(source.read_bytes()[-8:-4], "little")
+    overwrite(source, source.stat().st_size - 8 - size, size)
+    with pytest.raises(UserError, match=rf"^captions\.source: {source}: is no Parquet file, or a damaged one$"):
+        run_stage(tmp_path, source)
+
+
 def test_parquet_with_paths_and_with_pictures_as_datasets_writes_them(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded())
     _, folder = run_stage(tmp_path, parquet_of(tmp_path / "p.parquet", ["a.png", "none.png", None]),

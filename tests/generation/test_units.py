@@ -8,7 +8,7 @@ import pytest
 from safeclip.artifacts import Folder, Stage
 from safeclip.config import Resources
 from safeclip.errors import UserError
-from safeclip.generation.units import plan_units, remove_others, run_units, summary_of, write_unit
+from safeclip.generation.units import plan_units, remove_others, run_units, summary_of, unit_statistics, write_unit
 
 ROWS = pa.schema([("id", pa.string()), ("number", pa.int64()), ("reject", pa.string())])
 
@@ -86,6 +86,18 @@ def test_work_goes_on_where_it_was_cut_off_and_other_settings_start_anew(ray_clu
     assert not {u["name"] for u in other} & {u["name"] for u in first}
     remove_others(folder, other)
     assert folder.files(".parquet") == sorted(u["name"] for u in other)
+
+
+def test_a_unit_whose_footer_is_damaged_is_not_done(tmp_path):
+    folder = Folder(str(tmp_path))
+    statistics = write_unit(folder, "a.parquet", _table([{"id": "a", "number": 1, "reject": None}]))
+    assert unit_statistics(folder, "a.parquet") == statistics
+    data = folder.read("a.parquet")
+    size = int.from_bytes(data[-8:-4], "little")
+    folder.write("a.parquet", data[: -8 - size] + b"\xff" * size + data[-8:])
+    with pytest.raises(OSError, match="deserialize"):
+        folder.read_table("a.parquet")
+    assert unit_statistics(folder, "a.parquet") is None
 
 
 def test_a_killed_actor_costs_nothing_but_its_unit(ray_cluster, tmp_path, source):
