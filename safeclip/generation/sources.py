@@ -165,7 +165,8 @@ def _cells(source: str, first: int, end: int) -> dict[int, Reference | None]:
     Those from the first one on that cannot be read are left out.
     """
     cells: dict[int, Reference | None] = {}
-    with contextlib.suppress(OSError, pa.ArrowException), fsspec.open(source, "rb") as file:
+    # Each file system has errors of its own, besides Arrow's.
+    with contextlib.suppress(Exception), fsspec.open(source, "rb") as file:
         # A row group may hold all pictures of a file, and without a buffer all of it would be read at once.
         parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
         start = 0
@@ -226,7 +227,7 @@ def _picture(settings: Source, reference: Reference | None) -> tuple[bytes | Non
             data = _file(settings, reference["file"])
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None, MISSING
-        except (OSError, ValueError):
+        except Exception:  # each file system has errors of its own
             return None, UNREADABLE
     reason = defect(data)
     return (None, reason) if reason else (data, None)

@@ -1,8 +1,10 @@
 import io
 import json
 import os
+import threading
 import tracemalloc
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pyarrow as pa
@@ -283,6 +285,30 @@ def test_parquet_with_paths_and_with_pictures_as_datasets_writes_them(tmp_path):
     cells = [{"bytes": encoded(), "path": None}, {"bytes": None, "path": "a.png"}]
     _, folder = run_stage(tmp_path, parquet_of(tmp_path / "s.parquet", cells), run="structs")
     assert [row["safe_image"] for row in rows_of(folder)] == [encoded(), encoded()]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers with the number that the file is named by, and with a picture where that is 200."""
+
+    def do_GET(self):
+        status = int(self.path.strip("/").removesuffix(".png"))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(encoded() if status == 200 else b"")
+
+    def log_message(self, *args):
+        pass
+
+
+def test_pictures_that_a_server_refuses_are_rejects(tmp_path):
+    source = write_jsonl(tmp_path, [{"caption": f"answer {n}", "image": f"{n}.png"} for n in (200, 403, 404, 503)])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        images = f"http://127.0.0.1:{server.server_port}"
+        _, folder = run_stage(tmp_path, source, f"captions.images={images}", "generate.max_reject_fraction=1")
+        server.shutdown()
+    reasons = [None, "picture cannot be read", "picture missing", "picture cannot be read"]
+    assert [row["reject"] for row in rows_of(folder)] == reasons
 
 
 def write_coco(tmp_path, tree):
