@@ -144,6 +144,16 @@ class Judges(Section):
     image_threshold: float = Field(0.5, ge=0, le=1)
     """Probability from which a picture counts as showing an object or a concept."""
 
+    def of_texts(self) -> dict[str, Any]:
+        """Returns the settings that verdicts on texts depend on, as plain data."""
+        unused = {"image", "image_threshold"}
+        return self.model_dump(exclude=unused if self.text == "clip" else {*unused, "clip_model", "text_threshold"})
+
+    def of_images(self) -> dict[str, Any]:
+        """Returns the settings that verdicts on pictures depend on, as plain data."""
+        unused = {"text", "text_threshold"}
+        return self.model_dump(exclude=unused if self.image == "clip" else {*unused, "clip_model"})
+
 
 class Generate(Section):
     """From captions to quadruplets."""
@@ -449,7 +459,9 @@ class Config(Section):
         return _without(self.model_dump(exclude={"run", "storage", "ray", "serve"}), _NO_RESULT)
 
 
-_NO_RESULT = {"resources", "max_failures", "min_workers", "checkpoint_steps", "tracker"}
+_NO_RESULT = {
+    "resources", "max_failures", "min_workers", "checkpoint_steps", "tracker", "gpu_memory", "kv_cache_gb",
+}  # fmt: skip
 
 
 def _without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from safeclip.artifacts import open_run, saved_config
-from safeclip.config import Config, differences, load_config, parse_config, save_config
+from safeclip.config import Config, Judges, differences, load_config, parse_config, save_config
 from safeclip.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "ray_config.yaml"
@@ -129,6 +129,20 @@ def test_results_depend_on_neither_places_nor_numbers_of_actors():
     other = load_config(SHIPPED, sets=["storage=/elsewhere", "run=x", "train.resources.actors=4", "ray.num_cpus=3"])
     assert one.results() == other.results()
     assert one.results() != load_config(SHIPPED, sets=["train.epochs=1"]).results()
+
+
+def test_the_verdicts_of_a_judge_depend_on_its_own_settings():
+    def judges(**more):
+        return Judges(text="clip", image="clip", clip_model="a", **more)
+
+    one = judges()
+    assert one.of_texts() == judges(image_threshold=0.6).of_texts() != judges(text_threshold=0.6).of_texts()
+    assert one.of_images() == judges(text_threshold=0.6).of_images() != judges(image_threshold=0.6).of_images()
+    for other in (one.model_copy(update={"clip_model": "b"}), one.model_copy(update={"text": "world"})):
+        assert one.of_texts() != other.of_texts()
+    worlds = Judges(text="world", image="world")
+    assert worlds.of_texts() == Judges(text="world", image="clip", clip_model="a", text_threshold=0.6).of_texts()
+    assert worlds.of_images() == Judges(text="clip", image="world", clip_model="a").of_images()
 
 
 def run_config(tmp_path, *sets) -> Config:

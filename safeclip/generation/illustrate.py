@@ -73,14 +73,13 @@ def make_unsafe_images(config: Config, run: Folder) -> dict[str, Any]:
     Raises:
         UserError: the unsafe captions are missing, or too many rows were rejected.
     """
-    results = config.results()["generate"]
     return run_generation_stage(
         config,
         run,
         "unsafe_images",
         "unsafe_captions",
         functools.partial(_make_illustrator, config),
-        [results["illustrate"], results["judges"]],
+        [config.results()["generate"]["illustrate"], config.generate.judges.of_images()],
         config.generate.illustrate.resources,
         {"text_to_image": config.generate.illustrate.model, "judge": config.generate.judges.image},
     )

@@ -64,14 +64,13 @@ def redraw(config: Config, run: Folder, name: str, previous: str, count: int) ->
     Raises:
         UserError: the generator cannot be loaded, or too many rows were rejected.
     """
-    results = config.results()["generate"]
     return run_generation_stage(
         config,
         run,
         name,
         previous,
         functools.partial(_make, config),
-        [results["illustrate"], results["judges"]],
+        [config.results()["generate"]["illustrate"], config.generate.judges.of_images()],
         config.generate.illustrate.resources,
         {"text_to_image": config.generate.illustrate.model, "judge": config.generate.judges.image},
         count,

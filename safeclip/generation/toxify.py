@@ -148,7 +148,6 @@ def make_unsafe_captions(config: Config, run: Folder) -> dict[str, Any]:
         UserError: the captions are missing, or too many rows were rejected.
     """
     examples = read_examples(config.generate.toxify.examples)
-    results = config.results()["generate"]
     if adapter := adapter_folder(config.generate.toxify.adapter, run):
         examples = []  # an adapter is trained to do without
     return run_generation_stage(
@@ -157,7 +156,12 @@ def make_unsafe_captions(config: Config, run: Folder) -> dict[str, Any]:
         "unsafe_captions",
         "captions",
         functools.partial(_make_toxifier, config, examples, adapter),
-        [results["toxify"], examples, results["judges"], adapter_hash(adapter)],
+        [
+            config.results()["generate"]["toxify"],
+            examples,
+            config.generate.judges.of_texts(),
+            adapter_hash(adapter),
+        ],
         config.generate.toxify.resources,
         {
             "llm": config.generate.toxify.model,

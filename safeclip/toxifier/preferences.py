@@ -186,7 +186,7 @@ def make_preferences(config: Config, run: Folder, adapter: Folder) -> dict[str, 
     settings = [
         results["toxifier"]["preferences"],
         {k: v for k, v in results["generate"]["toxify"].items() if k not in unused},
-        results["generate"]["judges"],
+        config.generate.judges.of_texts(),
         config.train.base,
         config.seed,
         adapter_hash(adapter),

@@ -25,6 +25,8 @@ def drawn(ray_cluster, tmp_path_factory):
     captions = make_captions(config, run)
     manifest = redraw(config, run, "drawn", "captions", 10)
     assert redraw(config, run, "drawn", "captions", 10) == manifest
+    of_texts = load_config(sets=[*sets, "generate.judges.text_threshold=0.6"])
+    assert redraw(of_texts, run, "drawn", "captions", 10) == manifest
     return run, captions, manifest
 
 

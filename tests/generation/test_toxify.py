@@ -77,6 +77,20 @@ def test_the_stage_depends_on_what_the_examples_say_where_they_are_shown(tmp_pat
     assert keys["b", "world:toxifier"] == keys["c", "world:toxifier"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "counts"),
+    [
+        ("generate.judges.image_threshold=0.6", False),
+        ("generate.judges.text_threshold=0.6", False),
+        ("generate.toxify.gpu_memory=0.5", False),
+        ("generate.toxify.kv_cache_gb=2", False),
+        ("generate.toxify.temperature=0.1", True),
+    ],
+)
+def test_the_stage_depends_on_no_setting_of_other_work(tmp_path, setting, counts):
+    assert (key_of(tmp_path, setting) != key_of(tmp_path)) is counts
+
+
 def rewritten(captions, *sets):
     """The rows that the world's LLM makes of captions, all of one concept, in a process of its own as in an actor."""
     import ray
