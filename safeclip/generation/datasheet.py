@@ -1,18 +1,66 @@
 """The datasheet that goes with every set of quadruplets."""
 
+import functools
+import hashlib
+import shlex
+from pathlib import Path
 from typing import Any
 
 from safeclip.config import Config
+from safeclip.generation.judges import WorldTextJudge, judge_versions
+from safeclip.world import WEIGHTS
+from safeclip.world.language_model import language_model
 
 _KNOWN_ERRORS = {
-    "world": "over 1,000 rendered scenes that it was not trained on it named every object; drawn pictures may differ",
-    "clip": "not measured on this data: a zero-shot score errs in both directions; look at a sample before use",
+    ("texts", "world"): "it knows the world's objects and backgrounds by name, and sees nothing else in a text",
+    ("pictures", "world"): (
+        "over 1,000 rendered scenes that it was not trained on it named every object; drawn pictures may differ"
+    ),
 }
+_OF_CLIP = "not measured on this data: a zero-shot score errs in both directions; look at a sample before use"
+_OF_GENERATOR = ("vae.safetensors", "unet.safetensors", "encoder/open_clip_model.safetensors")
 
 
-def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
-    return "\n".join(lines)
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+@functools.cache
+def model_hash(name: str) -> str:
+    """Returns what tells a model's weights from others.
+
+    Args:
+        name: of a model, as in the config.
+
+    Returns:
+        The start of the SHA-256 of its safetensors, where they lie on this machine; the commit of a hub's model that
+        was downloaded to this machine; "not known" elsewhere.
+    """
+    worlds = {"world:generator": [WEIGHTS / file for file in _OF_GENERATOR], "world:encoder": [WEIGHTS / "encoder"]}
+    places = worlds.get(name) or [language_model() if name == "world:llm" else Path(name)]
+    files = [f for place in places for f in ([place] if place.is_file() else sorted(place.rglob("*.safetensors")))]
+    if not files:
+        return _commit(name)
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while part := file.read(2**24):
+                digest.update(part)
+    return f"SHA-256 {digest.hexdigest()[:16]}"
+
+
+def _commit(name: str) -> str:
+    """Returns the commit of a hub's model in this machine's cache, which names the folder of its files."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(name, file) for file in ("config.json", "model_index.json")]
+    except HFValidationError:
+        return "not known"
+    commits = [Path(path).parent.name for path in found if isinstance(path, str)]
+    return f"commit {commits[0]}" if commits else "not known"
 
 
 def datasheet(config: Config, manifests: dict[str, dict[str, Any]], data: dict[str, Any]) -> str:
@@ -30,15 +78,25 @@ def datasheet(config: Config, manifests: dict[str, dict[str, Any]], data: dict[s
         else "as the source states; not known to this program"
     )
     retention = "no limit set" if generate.retention_days is None else f"{generate.retention_days} days"
-    models = {
-        "LLM": generate.toxify.model,
-        "text-to-image": generate.illustrate.model,
+    adapter = manifests["unsafe_captions"].get("models", {}).get("adapter_hash")
+    judges, versions = generate.judges, judge_versions(generate.judges)
+    models = [
+        ("LLM", generate.toxify.model, model_hash(generate.toxify.model)),
+        ("its adapter", generate.toxify.adapter or "none", f"SHA-256 {adapter}" if adapter else ""),
+        ("text-to-image", generate.illustrate.model, model_hash(generate.illustrate.model)),
+    ]
+    if "clip" in (judges.text, judges.image):
+        models.append(("CLIP of the judges", judges.clip_model, model_hash(str(judges.clip_model))))
+    thresholds = {
+        "texts": WorldTextJudge.threshold if judges.text == "world" else judges.text_threshold,
+        "pictures": judges.image_threshold,
     }
-    judges = {
-        "texts": f"{generate.judges.text}, threshold {generate.judges.text_threshold}",
-        "pictures": f"{generate.judges.image}, threshold {generate.judges.image_threshold}",
-    }
-    hashes = {name: m["content_hash"] for name, m in manifests.items()}
+    judged = [
+        (of, versions[of], thresholds[of], _KNOWN_ERRORS.get((of, kind), _OF_CLIP))
+        for of, kind in (("texts", judges.text), ("pictures", judges.image))
+    ]
+    hashes = [(name, m["content_hash"]) for name, m in manifests.items()]
+    words = ["--run", config.run, "--set", f"storage={config.storage}", "--purge"]
     return f"""# Datasheet of the quadruplets of run {config.run}
 
 Synthetic unsafe captions and pictures, made so that an encoder can unlearn them. They are no description of anyone.
@@ -51,23 +109,21 @@ Sexual content that involves minors is excluded for good: a gate that fails clos
 
 **Models**
 
-{_table(("part", "model"), models)}
+{_table(("part", "model", "weights"), models)}
 
 **Judges**
 
-{_table(("of", "judge"), judges)}
-
-Known errors of the picture judge: {_KNOWN_ERRORS[generate.judges.image]}.
+{_table(("of", "judge", "threshold", "known errors"), judged)}
 
 **Rows**
 
-{_table(("kept or dropped", "rows"), {**data["quadruplets"], **data["rejected"]})}
+{_table(("kept or dropped", "rows"), [*data["quadruplets"].items(), *data["rejected"].items()])}
 
 **Content hashes of the stages**
 
 {_table(("stage", "hash"), hashes)}
 
-**Retention.** {retention}. `python -m jobs.generate --run {config.run} --purge` deletes the unsafe pictures.
+**Retention.** {retention}. `python -m jobs.generate {shlex.join(words)}` deletes the unsafe pictures.
 
 **Removal.** Who finds a caption or picture that should not be here tells the keeper of this run its id; a row is
 removed by leaving its caption out of the source and running again. Problems of the program itself: the project's

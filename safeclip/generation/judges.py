@@ -198,7 +198,7 @@ class ClipJudge:
         except UserError as error:
             raise UserError(f"generate.judges.clip_model: {error}") from error
         self.threshold = threshold
-        self.version = f"zero-shot prompts 1 on {source}"
+        self.version = clip_version(source)
         self.neutral = self.encoder.encode_texts(list(NEUTRAL))
         self.known: dict[str, np.ndarray] = {}
 
@@ -259,6 +259,20 @@ class ClipImageJudge(ClipJudge):
 def _decode(image: bytes, size: int) -> Image.Image:
     picture = Image.open(io.BytesIO(image)).convert("RGB")
     return picture if picture.size == (size, size) else picture.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def clip_version(source: str) -> str:
+    """Returns the version of the judges that see with a CLIP."""
+    return f"zero-shot prompts 1 on {source}"
+
+
+def judge_versions(settings: Judges) -> dict[str, str]:
+    """Returns the versions of the judges of `texts` and `pictures` that the config names, and loads none."""
+    by_clip = clip_version(str(settings.clip_model))
+    return {
+        "texts": WorldTextJudge.version if settings.text == "world" else by_clip,
+        "pictures": WorldImageJudge.version if settings.image == "world" else by_clip,
+    }
 
 
 def make_text_judge(settings: Judges, held_out: bool = False) -> TextJudge:

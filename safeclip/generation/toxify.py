@@ -166,6 +166,7 @@ def make_unsafe_captions(config: Config, run: Folder) -> dict[str, Any]:
         {
             "llm": config.generate.toxify.model,
             "adapter": config.generate.toxify.adapter or "none",
+            "adapter_hash": adapter_hash(adapter),
             "judge": config.generate.judges.text,
         },
     )
