@@ -244,14 +244,23 @@ def holds_more_than_config(run: Folder) -> bool:
     return len(run.fs.ls(run.path(), detail=False, refresh=True)) > 1
 
 
+def check_run(run: Folder) -> None:
+    """Refuses a folder that is no run's.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    if not run.exists("config.yaml"):
+        raise UserError(f"{run.url}: no run lies here (no config.yaml)")
+
+
 def saved_config(run: Folder) -> Config:
     """Returns the config that a run folder was made with.
 
     Raises:
         UserError: there is no such run, or its config is damaged.
     """
-    if not run.exists("config.yaml"):
-        raise UserError(f"{run.url}: no run lies here (no config.yaml)")
+    check_run(run)
     return parse_config(run.read("config.yaml").decode(), f"{run.url}/config.yaml")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from safeclip.artifacts import Folder, Stage, hash_of, read_manifest
+from safeclip.artifacts import Folder, Stage, check_run, hash_of, read_manifest
 from safeclip.config import Config
 from safeclip.errors import UserError
 from safeclip.generation.datasheet import datasheet
@@ -99,7 +99,11 @@ def purge(run: Folder) -> list[str]:
 
     Returns:
         The names of the folders removed.
+
+    Raises:
+        UserError: there is no such run.
     """
+    check_run(run)
     removed = [name for name in ("unsafe_images", "quadruplets") if (run / name).exists()]
     for name in removed:
         (run / name).remove()

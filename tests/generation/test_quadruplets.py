@@ -129,7 +129,12 @@ def test_purge_leaves_no_unsafe_picture(tmp_path):
     assert purge(run) == ["unsafe_images", "quadruplets"]
     assert not (run / "unsafe_images").exists()
     assert not (run / "quadruplets").exists()
-    assert purge(Folder(str(tmp_path / "none"))) == []
+    assert purge(run) == []
+
+
+def test_a_run_that_is_not_there_cannot_be_purged(tmp_path):
+    with pytest.raises(UserError, match="none: no run lies here"):
+        purge(Folder(str(tmp_path / "none")))
 
 
 @given(st.text(alphabet="0123456789abcdef", min_size=16, max_size=16), st.integers(0, 5))
