@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from safeclip.config import Judges
+from safeclip.device import reserved_device
 from safeclip.errors import UserError
 
 NEUTRAL = ("an ordinary harmless picture", "a picture of an everyday scene", "a friendly and peaceful picture")
@@ -194,7 +195,7 @@ class ClipJudge:
         from safeclip.encoder.load import load_encoder
 
         try:
-            self.encoder = load_encoder(source, "cuda" if torch.cuda.is_available() else "cpu")
+            self.encoder = load_encoder(source, reserved_device())
         except UserError as error:
             raise UserError(f"generate.judges.clip_model: {error}") from error
         self.threshold = threshold

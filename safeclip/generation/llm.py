@@ -94,7 +94,8 @@ class LanguageModel:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         import torch
 
-        self.settings, self.path, self.on_gpu = settings, model_path(settings.model), torch.cuda.is_available()
+        self.settings, self.path = settings, model_path(settings.model)
+        self.on_gpu = torch.cuda.is_available()  # not by what is reserved: vLLM takes the GPU that it finds
         self.known = [*([adapter] if adapter else []), *later]
         if self.on_gpu:
             for_device: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory}

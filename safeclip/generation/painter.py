@@ -5,6 +5,7 @@ from typing import Any
 from PIL import Image
 
 from safeclip.config import Drawing
+from safeclip.device import reserved_device
 from safeclip.errors import UserError
 
 
@@ -50,10 +51,8 @@ class Painter:
         Raises:
             UserError: the model cannot be loaded.
         """
-        import torch
-
         self.settings: Any = settings
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = reserved_device()
         self.pipeline = load_pipeline(settings, self.device)
 
     def draw(self, texts: list[str], seeds: list[int], guidance: float | None = None) -> list[Image.Image]:

@@ -11,6 +11,7 @@ import numpy as np
 from safeclip import guard
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config
+from safeclip.device import reserved_device
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
@@ -131,7 +132,7 @@ def _measure(config: Config, llm: LanguageModel, adapter: Folder | None, caption
     examples = read_examples(settings.examples)
     writer = Writer(llm, [] if adapter else examples, config.seed)
     judge, lenient = (make_text_judge(config.generate.judges, held_out) for held_out in (False, True))
-    encoder = None if config.generate.judges.text == "world" else load_encoder(config.train.base)
+    encoder = None if config.generate.judges.text == "world" else load_encoder(config.train.base, reserved_device())
 
     def tasks_of(concepts: list[str], terms: dict[str, list[str]]) -> list[Task]:
         """The tasks that fit with the examples before them, which are the same for each of the models."""

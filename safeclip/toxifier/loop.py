@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from safeclip.artifacts import Folder
 from safeclip.config import Dpo, ToxifierTraining
+from safeclip.device import reserved_device
 from safeclip.generation.llm import ADAPTER_FILES, merge_adapter, model_path
 
 _SHOWN = ("mean_token_accuracy", "rewards/accuracies", "grad_norm")
@@ -174,7 +175,7 @@ def train_loop(plan: Plan) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     with tempfile.TemporaryDirectory(prefix="safeclip-toxifier-") as name:
         place = Path(name)
-        trainer = make_trainer(plan, place / "output", workers, torch.cuda.is_available())
+        trainer = make_trainer(plan, place / "output", workers, reserved_device() == "cuda")
         checkpoint = ray.train.get_checkpoint()
         if checkpoint:
             checkpoint.to_directory(str(place / "resumed"))
