@@ -119,7 +119,8 @@ def run_units(
             work = ray.data.from_items(pending, override_num_blocks=len(pending)).map(
                 UnitWorker,
                 fn_constructor_args=(make, source, stage.folder),
-                compute=ActorPoolStrategy(size=actors),
+                # One each: those that load their model first would else take the units of the others, too.
+                compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
                 num_cpus=resources.cpus,
                 num_gpus=resources.gpus,
             )
