@@ -79,17 +79,23 @@ def train_toxifier(config: Config, run: Folder) -> dict[str, Any]:
 
 
 def check_batch(settings: ToxifierTraining, method: str, rows: int) -> None:
-    """Refuses a batch that does not fit the rows or the workers.
+    """Refuses a batch that does not fit the rows, the workers or what they take at once.
 
     Raises:
         UserError: which setting, and what would fit.
     """
-    batch, workers = getattr(settings, method).batch, settings.resources.actors
+    tuning, workers = getattr(settings, method), settings.resources.actors
+    batch, micro = tuning.batch, tuning.micro_batch
     if batch > rows:
         raise UserError(f"toxifier.{method}.batch: {batch} is more than the {rows} rows there are to train on")
     if batch % workers:
         raise UserError(
             f"toxifier.{method}.batch: {batch} does not divide among {workers} workers (toxifier.resources.actors)"
+        )
+    share = batch // workers
+    if micro and micro < share and share % micro:
+        raise UserError(
+            f"toxifier.{method}.micro_batch: {micro} does not divide a worker's share of the batch, which is {share}"
         )
 
 

@@ -151,6 +151,10 @@ def test_a_killed_driver_and_a_killed_worker_end_where_an_undisturbed_training_d
     [
         (["toxifier.dpo.batch=64"], "toxifier.dpo.batch: 64 is more than the 16 rows"),
         (["toxifier.dpo.batch=9"], "toxifier.dpo.batch: 9 does not divide among 2 workers"),
+        (
+            ["toxifier.dpo.batch=16", "toxifier.dpo.micro_batch=3"],
+            "toxifier.dpo.micro_batch: 3 does not divide a worker's share of the batch, which is 8",
+        ),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused_before_workers_start(tiny, sets, message):
