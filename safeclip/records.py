@@ -47,7 +47,7 @@ QUADRUPLET = pa.schema([
     ("unsafe_image", pa.binary()),
     ("text_score", pa.float32()),
     ("image_score", pa.float32()),
-    ("split", pa.string()),  # one of SPLITS, a function of id and seed
+    ("split", pa.string()),  # one of SPLITS, by the seed and the id of the first row with this safe picture
 ])  # fmt: skip
 
 

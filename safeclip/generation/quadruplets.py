@@ -1,5 +1,6 @@
 """Joins the stages' rows into quadruplets, split by id into train, validation and test, with their datasheet."""
 
+import hashlib
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from safeclip.generation.datasheet import datasheet
 from safeclip.records import QUADRUPLET, SPLITS, row_share
 
 STAGES = ("captions", "unsafe_captions", "unsafe_images")
+REPEATED = "picture of an earlier row"
 
 
 def split_of(row_id: str, seed: int, validation: float, test: float) -> str:
@@ -35,6 +37,31 @@ def join_rows(captions: pa.Table, unsafe_captions: pa.Table, unsafe_images: pa.T
     columns = [name for name in QUADRUPLET.names if name != "split"]
     joined = ({**safe[key], **texts[key], **images[key]} for key in safe if key in images)
     return [{name: row[name] for name in columns} for row in joined]
+
+
+def split_rows(
+    rows: list[dict[str, Any]], splits: dict[bytes, str], seed: int, validation: float, test: float
+) -> list[dict[str, Any]]:
+    """Returns rows with their splits: of several with the same safe picture, all go where the first one went.
+
+    A picture must not be in two splits, and would be in its own way in retrieval: of the rows of a picture that only
+    measure, the first one is kept.
+
+    Args:
+        rows: of one unit, as `join_rows` gives them.
+        splits: of the pictures of earlier rows, by their hash; those of these rows are added.
+        seed: of the run.
+        validation: share of ids.
+        test: share of ids.
+    """
+    kept = []
+    for row in rows:
+        picture = hashlib.sha256(row["safe_image"]).digest()
+        is_first = picture not in splits
+        split = splits.setdefault(picture, split_of(row["id"], seed, validation, test))
+        if is_first or split == "train":
+            kept.append({**row, "split": split})
+    return kept
 
 
 def make_quadruplets(config: Config, run: Folder) -> dict[str, Any]:
@@ -63,14 +90,16 @@ def make_quadruplets(config: Config, run: Folder) -> dict[str, Any]:
     folder.make(private=True)
     counts = dict.fromkeys(SPLITS, 0)
     hashes: list[str] = []
+    splits: dict[bytes, str] = {}
+    repeated = 0
     for split in SPLITS:
         (folder / split).make()
     files = [[u["name"] for u in manifests[name]["units"]] for name in STAGES]
     for index, names in enumerate(zip(*files, strict=True)):
         tables = [(run / stage_name).read_table(file) for stage_name, file in zip(STAGES, names, strict=True)]
-        rows = join_rows(*tables)
-        for row in rows:
-            row["split"] = split_of(row["id"], config.seed, *shares)
+        joined = join_rows(*tables)
+        rows = split_rows(joined, splits, config.seed, *shares)
+        repeated += len(joined) - len(rows)
         hashes += [hash_of(r["id"], r["unsafe_caption"], r["unsafe_image"].hex(), r["split"]) for r in rows]
         for split in SPLITS:
             kept = [r for r in rows if r["split"] == split]
@@ -82,6 +111,8 @@ def make_quadruplets(config: Config, run: Folder) -> dict[str, Any]:
     rejected = {
         f"{name}: {reason}": count for name in STAGES for reason, count in manifests[name]["rejected"].items()
     }
+    if repeated:
+        rejected[f"quadruplets: {REPEATED}"] = repeated
     data = {
         "captions": manifests["captions"]["rows"],
         "accepted": sum(counts.values()),

@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections import Counter
 
@@ -11,14 +12,20 @@ from safeclip.artifacts import Folder, Stage, open_run, read_manifest
 from safeclip.config import load_config
 from safeclip.errors import UserError
 from safeclip.generation.captions import DUPLICATE, make_captions
-from safeclip.generation.quadruplets import join_rows, make_quadruplets, purge, split_of
+from safeclip.generation.quadruplets import REPEATED, join_rows, make_quadruplets, purge, split_of
 from safeclip.generation.units import summary_of, write_unit
 from safeclip.records import CAPTION, SPLITS, UNSAFE_CAPTION, UNSAFE_IMAGE, row_id
 
 
-def _tables(ids):
-    """Three stages' rows; every fifth id has no accepted unsafe caption, every seventh no accepted picture."""
-    safe = [{"id": i, "concept": "weapons", "safe_caption": f"safe {i}", "safe_image": i.encode()} for i in ids]
+def _tables(ids, pictures=None):
+    """Three stages' rows; every fifth id has no accepted unsafe caption, every seventh no accepted picture.
+
+    Each has a safe picture of its own, or one of so many.
+    """
+    shown = {i: str(int(i, 16) % pictures) if pictures else i for i in ids}
+    safe = [
+        {"id": i, "concept": "weapons", "safe_caption": f"safe {i}", "safe_image": shown[i].encode()} for i in ids
+    ]
     return [pa.Table.from_pylist(safe, CAPTION), *_made_of(safe)]
 
 
@@ -37,14 +44,14 @@ def _made_of(safe):
     return [pa.Table.from_pylist(texts, UNSAFE_CAPTION), pa.Table.from_pylist(images, UNSAFE_IMAGE)]
 
 
-def _run(tmp_path, ids, units=3):
+def _run(tmp_path, ids, units=3, pictures=None):
     config = load_config(sets=[f"storage={tmp_path}"])
     run = open_run(config)
     for name in ("captions", "unsafe_captions", "unsafe_images"):
         (run / name).make()
     statistics = {name: [] for name in ("captions", "unsafe_captions", "unsafe_images")}
     for index in range(units):
-        for name, table in zip(statistics, _tables(ids[index::units]), strict=True):
+        for name, table in zip(statistics, _tables(ids[index::units], pictures), strict=True):
             statistics[name].append(write_unit(run / name, f"{index:05d}.parquet", table))
     for name, found in statistics.items():
         Stage(run / name, "key").finish(0.0, summary_of(found))
@@ -149,6 +156,28 @@ def test_splits_have_about_the_shares_asked_for():
     splits = [split_of(row_id(str(n), "blood"), 0, 0.2, 0.1) for n in range(4000)]
     assert abs(splits.count("validation") / 4000 - 0.2) < 0.02
     assert abs(splits.count("test") / 4000 - 0.1) < 0.02
+
+
+def test_several_captions_of_a_picture_stay_together_and_measure_once(tmp_path):
+    config, run = _run(tmp_path, IDS, pictures=30)
+    manifest = make_quadruplets(config, run)
+    rows = _quadruplets(run)
+    pictures = {split: [r["safe_image"] for r in rows if r["split"] == split] for split in SPLITS}
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not set(pictures[one]) & set(pictures[other])
+    assert len(pictures["train"]) > len(set(pictures["train"]))
+    for split in ("validation", "test"):
+        assert len(pictures[split]) == len(set(pictures[split])) > 0
+    data = manifest["data"]
+    assert data["rejected"][f"quadruplets: {REPEATED}"] > 0
+    assert data["accepted"] + sum(data["rejected"].values()) == 120
+
+
+def test_rows_of_different_pictures_are_split_by_their_ids_alone(tmp_path):
+    config, run = _run(tmp_path, IDS)
+    manifest = make_quadruplets(config, run)
+    assert f"quadruplets: {REPEATED}" not in manifest["data"]["rejected"]
+    assert all(row["split"] == split_of(row["id"], 0, 0.1, 0.1) for row in _quadruplets(run))
 
 
 def test_join_keeps_the_order_of_the_captions():
