@@ -143,7 +143,7 @@ class Scene:
 
     @property
     def reserved(self) -> bool:
-        """Whether the scene is kept for tests: one in eight, which no model of the world is trained on."""
+        """Whether the scene is kept for tests: one in eight, of which those of two objects are in no training."""
         return hashlib.sha256(self.key.encode()).digest()[0] < 32
 
     @property

@@ -50,7 +50,10 @@ class Part:
 
 
 def training_scenes(n: int, seed: int) -> list[Scene]:
-    """Draws scenes as the base models see them: half with an unsafe object, some of one object, none reserved."""
+    """Draws scenes as the base models see them: half with an unsafe object, some of one object.
+
+    None of two objects is reserved; those of one object are drawn from all.
+    """
     safe, unsafe = object_names(safe=True), object_names(safe=False)
     single = [Scene((s.objects[0],), s.background, s.seed) for s in sample_scenes(n // 10, seed, safe + unsafe)]
     half = (n - len(single)) // 2
