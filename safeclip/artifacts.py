@@ -10,8 +10,6 @@ import importlib.metadata
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,11 +212,6 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
         return json.loads(folder.read("manifest.json"))
     except ValueError as error:
         raise UserError(f"{folder.url}/manifest.json is damaged; remove the folder to make it again") from error
-
-
-def count_rejects(tables: Iterator[pa.Table] | list[pa.Table]) -> Counter[str]:
-    """Returns how many rows were rejected for each reason."""
-    return Counter(r for table in tables for r in table["reject"].to_pylist() if r is not None)
 
 
 def open_run(config: Config, replace: bool = False) -> Folder:

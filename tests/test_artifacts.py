@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from safeclip import artifacts
-from safeclip.artifacts import Folder, Stage, count_rejects, hash_of, read_manifest, saved_config, table_hash
+from safeclip.artifacts import Folder, Stage, hash_of, read_manifest, saved_config, table_hash
 from safeclip.errors import UserError
 
 TABLE = pa.table({"id": ["a", "b"], "picture": [b"\x00\x01", None], "reject": [None, "duplicate"]})
@@ -142,10 +142,6 @@ def test_the_hash_of_a_table_is_of_its_rows_in_order():
 def test_the_hash_survives_a_file(folder):
     folder.write_table("t.parquet", TABLE)
     assert table_hash(folder.read_table("t.parquet")) == table_hash(TABLE)
-
-
-def test_rejects_are_counted_by_reason():
-    assert count_rejects([TABLE, TABLE, TABLE.slice(0, 1)]) == {"duplicate": 2}
 
 
 def test_a_manifest_is_json_that_others_can_read(folder):

@@ -41,13 +41,16 @@ class Illustrator(Painter):
             {**row, "unsafe_image": None, "seed": None, "tries": 0, "image_score": None, "reject": "not drawn"}
             for row in table.select(["id", "unsafe_caption", "concept"]).to_pylist()
         ]
+        left = []
         for row in rows:
             if dropped := guard.check(row["unsafe_caption"], row["concept"]):
-                row.update(unsafe_caption=None, reject=dropped, seed=-1)
+                row.update(unsafe_caption=None, reject=dropped)
+            else:
+                left.append(row)
         for attempt in range(self.settings.tries):
-            left = [r for r in rows if r["reject"] is not None and r["seed"] != -1]
             for start in range(0, len(left), self.settings.batch):
                 self._attempt(left[start : start + self.settings.batch], attempt)
+            left = [row for row in left if row["reject"] is not None]
         return pa.Table.from_pylist([{k: r[k] for k in UNSAFE_IMAGE.names} for r in rows], UNSAFE_IMAGE)
 
     def _attempt(self, rows: list[dict[str, Any]], attempt: int) -> None:

@@ -4,8 +4,6 @@ from collections import Counter
 
 from safeclip.errors import UserError
 
-_NAMED = 8  # reasons in a message; each broken line of a file is one
-
 
 def check_rejects(stage: str, rows: int, rejected: Counter[str], limit: float) -> None:
     """Ends a stage that rejected too large a share of its rows.
@@ -21,9 +19,7 @@ def check_rejects(stage: str, rows: int, rejected: Counter[str], limit: float) -
     """
     total = rejected.total()
     if total > limit * rows:
-        counts = ", ".join(f"{reason}: {count}" for reason, count in rejected.most_common(_NAMED))
-        if len(rejected) > _NAMED:
-            counts += f" and {len(rejected) - _NAMED} more reasons"
+        counts = ", ".join(f"{reason}: {count}" for reason, count in rejected.most_common())
         raise UserError(
             f"{stage}: {total} of {rows} rows were rejected ({counts}); "
             f"generate.max_reject_fraction allows {limit:g} of them"

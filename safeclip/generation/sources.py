@@ -24,6 +24,7 @@ from safeclip.world.scenes import Scene
 
 Reference = dict[str, Any]  # plain data: {"scene": …}, {"file": name} or {"row": number of a Parquet row}
 NO_CAPTION = "caption empty"
+NO_OBJECT = "line is no JSON object"
 _BATCH, _BUFFER = 16, 2**20  # rows, and bytes, of a Parquet file that are read at once
 
 
@@ -122,7 +123,7 @@ def _json_lines(settings: Source) -> Iterator[Entry]:
     objects = 0
     entries = []
     with fsspec.open(settings.source, "rb") as file:
-        for number, line in enumerate(file, 1):
+        for line in file:
             if not line.strip():
                 continue
             try:
@@ -130,7 +131,7 @@ def _json_lines(settings: Source) -> Iterator[Entry]:
             except (ValueError, RecursionError):
                 value = None
             if not isinstance(value, dict):
-                entries.append(Entry("", None, f"line {number} is no JSON object"))
+                entries.append(Entry("", None, NO_OBJECT))
                 continue
             objects += 1
             keys |= value.keys()

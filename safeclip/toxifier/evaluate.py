@@ -17,7 +17,7 @@ from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.intervals import with_intervals
 from safeclip.generation.captions import concept_for
-from safeclip.generation.judges import TextJudge, make_text_judge
+from safeclip.generation.judges import TextJudge, judge_versions, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request
 from safeclip.generation.toxify import asked_for, conversation, read_examples
 from safeclip.generation.units import first_units
@@ -113,7 +113,7 @@ def evaluate_toxifier(config: Config, run: Folder) -> dict[str, Any]:
         )
         for before, after in itertools.pairwise(MODELS)
     }
-    measured |= {"judge": make_text_judge(config.generate.judges).version, "model": config.generate.toxify.model}
+    measured |= {"judge": judge_versions(config.generate.judges)["texts"], "model": config.generate.toxify.model}
     (run / "toxifier").write("evaluation.json", json.dumps(measured, indent=2).encode())
     return measured
 

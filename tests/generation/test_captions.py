@@ -175,8 +175,8 @@ def test_a_broken_row_is_a_reject_with_its_reason(tmp_path):
     rows = rows_of(folder)
     assert [row["reject"] for row in rows] == [
         None,
-        "line 2 is no JSON object",
-        "line 3 is no JSON object",
+        "line is no JSON object",
+        "line is no JSON object",
         "caption empty",
         "caption empty",
         "duplicate",
@@ -409,5 +409,3 @@ def test_the_limit_on_rejects_counts_by_reason():
     check_rejects("captions", 10, Counter({"duplicate": 5}), 0.5)
     with pytest.raises(UserError, match=r"6 of 10 rows .*duplicate: 5, caption empty: 1.* allows 0\.5"):
         check_rejects("captions", 10, Counter({"duplicate": 5, "caption empty": 1}), 0.5)
-    with pytest.raises(UserError, match="and 12 more reasons"):
-        check_rejects("captions", 20, Counter(f"line {n} is no JSON object" for n in range(20)), 0.5)
