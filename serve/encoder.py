@@ -3,6 +3,7 @@
 import asyncio
 import io
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class BatchedEncoder:
     def __init__(self, run: Folder, settings: Serve):
         """Loads the encoder."""
         self.encoder = load_from_run(run, "cuda" if settings.gpus else "cpu")
+        # A decoded picture may take 160 MB, so no more of them than CPUs are in memory at once.
+        self.decoders = ThreadPoolExecutor(max(1, int(settings.cpus)))
         for method in (self._embed_texts, self._embed_pixels):
             method.set_max_batch_size(settings.max_batch)
             method.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
@@ -47,7 +50,7 @@ class BatchedEncoder:
         Raises:
             UserError: a picture does not decode or is too large; other requests do not notice.
         """
-        pixels = await asyncio.to_thread(self._pixels_of, images)
+        pixels = await asyncio.get_running_loop().run_in_executor(self.decoders, self._pixels_of, images)
         return await self._embed_pixels(pixels)
 
     def check(self) -> None:
@@ -57,7 +60,7 @@ class BatchedEncoder:
             raise RuntimeError(f"the encoder gives embeddings of length {norm}")
 
     def _pixels_of(self, images: list[bytes]) -> np.ndarray:
-        decoded = [decode_image(checked(data, i), f"picture {i + 1}") for i, data in enumerate(images)]
+        decoded = (decode_image(checked(data, i), f"picture {i + 1}") for i, data in enumerate(images))
         return np.stack([self.encoder.resize_image(image) for image in decoded])
 
     @serve.batch

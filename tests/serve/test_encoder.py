@@ -1,0 +1,51 @@
+"""The encoder of a replica, without the endpoint around it."""
+
+import asyncio
+import io
+import resource
+
+import pytest
+from PIL import Image
+from ray import serve
+
+from safeclip.artifacts import Folder
+from safeclip.config import Serve
+from serve.encoder import BatchedEncoder
+
+
+class Probe:
+    """Asks the encoder from within its replica."""
+
+    def __init__(self, run: Folder):
+        self.encoder = BatchedEncoder(run, Serve(batch_wait_ms=2000, max_batch=3))
+
+    async def ask(self, *requests: list[bytes]) -> tuple[list[int], int]:
+        """Returns how many embeddings came back, and the memory's growth, MiB."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found = await asyncio.gather(*map(self.encoder.embed_images, requests))
+        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+        return [len(embeddings) for embeddings in found], growth
+
+
+@pytest.fixture(scope="module")
+def probe(endpoint, storage):
+    deployment = serve.deployment(ray_actor_options={"num_cpus": 0})(Probe)
+    yield serve.run(deployment.bind(Folder(str(storage / "demo"))), name="probe", route_prefix=None)
+    serve.delete("probe")
+
+
+def png(size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", size).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_large_pictures_are_in_memory_one_at_a_time(probe):
+    large = png((5000, 4000))  # 76 MiB as RGB, as Pillow holds it
+    probe.ask.remote([png((64, 64))] * 10).result()
+    lengths, growth = probe.ask.remote([large] * 10).result()
+    assert lengths == [10]
+    assert growth < 250
+    lengths, growth = probe.ask.remote(*[[large]] * 9).result()
+    assert lengths == [1] * 9
+    assert growth < 100
