@@ -19,16 +19,24 @@ from torchvision.transforms import Compose
 from safeclip.errors import UserError
 
 ENCODE_BATCH = 128  # rows that pass through a tower at once
+MOST_STRETCHED = 100  # longer side over shorter side; a picture is enlarged until its shorter side is the encoder's
 
 
 def decode_image(data: bytes, name: str = "picture") -> Image.Image:
     """Returns an encoded picture (WebP, JPEG, PNG) as RGB.
 
     Raises:
-        UserError: the bytes are no picture, or a broken one; the message starts with `name`.
+        UserError: the bytes are no picture, a broken one, or one too narrow to be resized; the message starts with
+            `name`.
     """
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        image = Image.open(io.BytesIO(data))
+        if max(image.size) > MOST_STRETCHED * min(image.size):
+            shape = "{}×{}".format(*image.size)
+            raise UserError(
+                f"{name} is {shape}; its longer side may be at most {MOST_STRETCHED} times its shorter one"
+            )
+        return image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(f"{name} does not decode as an image ({reason})") from error
