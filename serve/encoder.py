@@ -6,7 +6,6 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 from PIL import Image
 from ray import serve
 
@@ -70,12 +69,7 @@ class BatchedEncoder:
 
     @serve.batch
     async def _embed_pixels(self, requests: list[np.ndarray]) -> list[np.ndarray]:
-        return _split(await asyncio.to_thread(self._encode_pixels, np.concatenate(requests)), requests)
-
-    @torch.no_grad()
-    def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        tensor = self.encoder.normalize_pixels(torch.from_numpy(pixels).to(self.encoder.device))
-        return self.encoder.model.encode_image(tensor, normalize=True).float().cpu().numpy()
+        return _split(await asyncio.to_thread(self.encoder.encode_pixels, np.concatenate(requests)), requests)
 
 
 def checked(data: bytes, index: int) -> bytes:

@@ -10,6 +10,7 @@ from ray import serve
 
 from safeclip.artifacts import Folder
 from safeclip.config import Serve
+from safeclip.encoder.model import ENCODE_BATCH
 from serve.encoder import BatchedEncoder
 
 
@@ -18,13 +19,17 @@ class Probe:
 
     def __init__(self, run: Folder):
         self.encoder = BatchedEncoder(run, Serve(batch_wait_ms=2000, max_batch=3))
+        self.passed = []
+        tower = self.encoder.encoder.model.visual
+        tower.register_forward_hook(lambda _, given, __: self.passed.append(len(given[0])))
 
-    async def ask(self, *requests: list[bytes]) -> tuple[list[int], int]:
-        """Returns how many embeddings came back, and the memory's growth, MiB."""
+    async def ask(self, *requests: list[bytes]) -> tuple[list[int], list[int], int]:
+        """Returns how many embeddings came back and how many passed the tower at once; the memory's growth, MiB."""
+        self.passed.clear()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found = await asyncio.gather(*map(self.encoder.embed_images, requests))
         growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-        return [len(embeddings) for embeddings in found], growth
+        return [len(embeddings) for embeddings in found], self.passed, growth
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +45,19 @@ def png(size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
+def test_a_batch_of_large_requests_passes_through_the_tower_in_parts(probe):
+    requests = [[png((64, 64))] * count for count in (64, 60, 62)]
+    lengths, passed, _ = probe.ask.remote(*requests).result()
+    assert lengths == [64, 60, 62]
+    assert passed == [ENCODE_BATCH, sum(lengths) - ENCODE_BATCH]
+
+
 def test_large_pictures_are_in_memory_one_at_a_time(probe):
     large = png((5000, 4000))  # 76 MiB as RGB, as Pillow holds it
     probe.ask.remote([png((64, 64))] * 10).result()
-    lengths, growth = probe.ask.remote([large] * 10).result()
+    lengths, _, growth = probe.ask.remote([large] * 10).result()
     assert lengths == [10]
     assert growth < 250
-    lengths, growth = probe.ask.remote(*[[large]] * 9).result()
+    lengths, _, growth = probe.ask.remote(*[[large]] * 9).result()
     assert lengths == [1] * 9
     assert growth < 100
