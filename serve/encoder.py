@@ -1,20 +1,17 @@
 """The safe encoder as a replica runs it: loaded from a run, with requests batched over all callers."""
 
 import asyncio
-import io
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 from ray import serve
 
 from safeclip.artifacts import Folder
 from safeclip.config import Serve
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder, decode_image
-from safeclip.errors import UserError
-from serve.schemas import MAX_IMAGE_PIXELS
+from serve.schemas import IMAGE_FORMATS, MAX_IMAGE_PIXELS
 
 
 def load_from_run(run: Folder, device: str) -> Encoder:
@@ -59,7 +56,9 @@ class BatchedEncoder:
             raise RuntimeError(f"the encoder gives embeddings of length {norm}")
 
     def _pixels_of(self, images: list[bytes]) -> np.ndarray:
-        decoded = (decode_image(checked(data, i), f"picture {i + 1}") for i, data in enumerate(images))
+        decoded = (
+            decode_image(data, f"picture {i}", IMAGE_FORMATS, MAX_IMAGE_PIXELS) for i, data in enumerate(images, 1)
+        )
         return np.stack([self.encoder.resize_image(image) for image in decoded])
 
     @serve.batch
@@ -70,21 +69,6 @@ class BatchedEncoder:
     @serve.batch
     async def _embed_pixels(self, requests: list[np.ndarray]) -> list[np.ndarray]:
         return _split(await asyncio.to_thread(self.encoder.encode_pixels, np.concatenate(requests)), requests)
-
-
-def checked(data: bytes, index: int) -> bytes:
-    """Returns an encoded picture, once its header says that it is not too large to decode.
-
-    Raises:
-        UserError: it has too many pixels.
-    """
-    try:
-        width, height = Image.open(io.BytesIO(data)).size
-    except (OSError, ValueError, SyntaxError):
-        return data  # decoding it says what is wrong
-    if width * height > MAX_IMAGE_PIXELS:
-        raise UserError(f"picture {index + 1} has {width}×{height} pixels; send at most {MAX_IMAGE_PIXELS:,} of them")
-    return data
 
 
 def _split(embeddings: np.ndarray, requests: list) -> list[np.ndarray]:

@@ -22,22 +22,34 @@ ENCODE_BATCH = 128  # rows that pass through a tower at once
 MOST_STRETCHED = 100  # longer side over shorter side; a picture is enlarged until its shorter side is the encoder's
 
 
-def decode_image(data: bytes, name: str = "picture") -> Image.Image:
+def decode_image(
+    data: bytes, name: str = "picture", formats: Sequence[str] | None = None, most_pixels: int | None = None
+) -> Image.Image:
     """Returns an encoded picture (WebP, JPEG, PNG) as RGB.
 
+    Args:
+        data: the picture's file.
+        name: of the picture, in messages.
+        formats: Pillow's names of those that are read; all that Pillow reads unless given.
+        most_pixels: how many it may have; as many as Pillow reads unless given.
+
     Raises:
-        UserError: the bytes are no picture, a broken one, or one too narrow to be resized; the message starts with
-            `name`.
+        UserError: the bytes are no picture, a broken one, or one too large, or too narrow to be resized; the message
+            starts with `name`.
     """
     try:
-        image = Image.open(io.BytesIO(data))
-        if max(image.size) > MOST_STRETCHED * min(image.size):
-            shape = "{}×{}".format(*image.size)
+        image = Image.open(io.BytesIO(data), formats=formats)
+        width, height = image.size
+        if most_pixels is not None and width * height > most_pixels:
+            raise UserError(f"{name} has {width}×{height} pixels; it may have at most {most_pixels:,}")
+        if max(width, height) > MOST_STRETCHED * min(width, height):
             raise UserError(
-                f"{name} is {shape}; its longer side may be at most {MOST_STRETCHED} times its shorter one"
+                f"{name} is {width}×{height}; its longer side may be at most {MOST_STRETCHED} times its shorter one"
             )
         return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # no list would be complete: each of Pillow's readers has failures of its own
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(f"{name} does not decode as an image ({reason})") from error
 

@@ -31,9 +31,9 @@ def test_tokens_are_cut_behind_the_longest_text(encoder):
     assert trim_tokens(tokens[:0]).shape == tokens[:0].shape
 
 
-def encoded(size):
+def encoded(size, form="PNG", mode="1"):
     file = io.BytesIO()
-    Image.new("1", size).save(file, "PNG")
+    Image.new(mode, size).save(file, form)
     return file.getvalue()
 
 
@@ -46,3 +46,21 @@ def test_a_picture_may_be_long(size):
 def test_a_picture_too_narrow_to_be_resized_is_refused(size, told):
     with pytest.raises(UserError, match=rf"^row 3 is {told}; its longer side may be at most 100 times its shorter"):
         decode_image(encoded(size), "row 3")
+
+
+def test_what_a_reader_of_pillow_raises_is_told_whatever_it_is():
+    data = bytearray(encoded((8, 8), "DDS", "RGB"))
+    data[80:84] = bytes(4)  # the kind of pixels: none raises NotImplementedError
+    with pytest.raises(UserError, match=r"^picture does not decode as an image \(Unknown pixel format"):
+        decode_image(bytes(data))
+    with pytest.raises(UserError, match=r"^picture does not decode as an image \(Image size \(196000000 pixels\)"):
+        decode_image(encoded((14_000, 14_000)))
+
+
+def test_formats_and_pixels_may_be_limited():
+    data = encoded((30, 20))
+    assert decode_image(data, formats=("PNG",), most_pixels=600).size == (30, 20)
+    with pytest.raises(UserError, match=r"^picture does not decode as an image \(no known format\)"):
+        decode_image(data, formats=("WEBP", "JPEG"))
+    with pytest.raises(UserError, match=r"^picture has 30×20 pixels; it may have at most 599"):
+        decode_image(data, most_pixels=599)

@@ -186,12 +186,23 @@ def test_too_large_is_413(endpoint):
         assert "send at most 32 MiB" in response.json()["detail"]
 
 
-def test_a_picture_of_too_many_pixels_is_400(endpoint):
+@pytest.mark.parametrize(
+    ("form", "mode", "size", "said"),
+    [
+        ("PNG", "1", (9000, 9000), "picture 1 has 9000×9000 pixels; it may have at most 40,000,000"),
+        ("PNG", "1", (14_000, 14_000), "picture 1 does not decode"),  # too many for Pillow's own limit, too
+        ("PNG", "1", (65_535, 1), "picture 1 is 65535×1; its longer side may be at most 100 times"),
+        ("GIF", "P", (64, 64), "picture 1 does not decode as an image (no known format)"),
+        ("DDS", "RGB", (64, 64), "picture 1 does not decode as an image (no known format)"),
+    ],
+)
+def test_a_picture_too_large_too_narrow_or_of_another_format_is_400(endpoint, form, mode, size, said):
     file = io.BytesIO()
-    Image.new("1", (9000, 9000)).save(file, "PNG")
+    Image.new(mode, size).save(file, form)
     response = ask_images(endpoint, [file.getvalue()])
     assert response.status_code == 400
-    assert "9000×9000 pixels; send at most 40,000,000" in response.json()["detail"]
+    assert said in response.json()["detail"]
+    assert response.json()["detail"].endswith("; send WebP, JPEG or PNG")
 
 
 def test_inputs_are_not_logged(endpoint):
