@@ -45,7 +45,7 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
     encoders, identities = comparison.encoders, identify(comparison.encoders)
     classified, missing = open_sets(config.evaluate.zero_shot)
     stage = Stage(comparison.folder, _key(config, manifests["quadruplets"], identities, classified, missing))
-    if manifest := stage.manifest():
+    if (manifest := stage.manifest()) and not _may_be_had_now(manifest):
         print(f"{stage.name}: complete, skipped")
         return manifest
     began = stage.begin()
@@ -81,8 +81,13 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
     stage.folder.write("metrics.json", json.dumps(metrics, indent=2).encode())
     write_report(stage.folder, metrics, shown, blurred=not shows_symbols_only(config))
     counts = {name: len(s.ids) for name, s in embedded.items()}
-    content = {"rows": sum(counts.values()), "sets": counts, "content_hash": hash_of(metrics["encoders"])}
-    return stage.finish(began, content)
+    content = {"rows": sum(counts.values()), "sets": counts, "missing": metrics["missing"]}
+    return stage.finish(began, {**content, "content_hash": hash_of(metrics["encoders"])})
+
+
+def _may_be_had_now(manifest: dict[str, Any]) -> bool:
+    """Returns whether drawing or describing lacked something, such as a model on a hub that did not answer then."""
+    return any(name.startswith(("text_to_image", "image_to_text")) for name in manifest.get("missing", {}))
 
 
 def shows_symbols_only(config: Config) -> bool:

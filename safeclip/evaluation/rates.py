@@ -50,7 +50,8 @@ def measured_within(
 
     Args:
         kind: `text_to_image` or `image_to_text`.
-        figures: by the encoder's label; or `missing`, and why. `notes` among them are sentences, not figures.
+        figures: by the encoder's label; or `missing`, and why. Among them, `notes` are sentences, not figures, and
+            so is what `lacking` says, by name, of figures that could not be measured.
         differences: by the label of each encoder after the first, where both could be measured.
         setting: what all encoders share.
     """
@@ -60,9 +61,14 @@ def measured_within(
     if len(reasons) == len(figures) and len(set(reasons.values())) == 1:
         missing = {kind: f"{spoken}: {next(iter(reasons.values()))}"}
     there = {label: found for label, found in figures.items() if label not in reasons}
+    lacking = {name: said for found in there.values() for name, said in found.get("lacking", {}).items()}
+    missing |= {f"{kind}.{name}": f"{spoken}: {said}" for name, said in lacking.items()}
     notes = dict.fromkeys(f"{spoken}: {note}" for found in there.values() for note in found.get("notes", []))
     return Measured(
-        {label: {kind: {k: v for k, v in found.items() if k != "notes"}} for label, found in there.items()},
+        {
+            label: {kind: {k: v for k, v in found.items() if k not in ("notes", "lacking")}}
+            for label, found in there.items()
+        },
         {label: {kind: found} for label, found in differences.items()},
         {kind: setting},
         missing,

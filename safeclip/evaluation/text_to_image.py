@@ -181,7 +181,7 @@ def measure_fidelity(
 
     Returns:
         The CLIP score of each safe prompt, shape (n,), None without safe prompts or without the base encoder; and
-        what joins the encoder's figures: `frechet_distance`, or `notes` on what is missing and why.
+        what joins the encoder's figures: `frechet_distance`, or `notes` or `lacking` on what is missing and why.
     """
     safe = [p.id for p in prompts if not p.unsafe]
     if not safe:
@@ -189,7 +189,7 @@ def measure_fidelity(
     if not isinstance(reference, Missing):
         reference = next((Missing(a.unread) for a in answers if a.unread is not None), reference)
     if isinstance(reference, Missing):
-        return None, {"notes": [f"clip_score and frechet_distance are missing: {reference.reason}"]}
+        return None, {"lacking": {"fidelity": f"clip_score and frechet_distance are missing: {reference.reason}"}}
     features = np.array([row for answer in answers for row in answer.features], np.float32)
     texts, images = reference.of(safe)
     return clip_scores(features, texts), frechet_figures(images, features)

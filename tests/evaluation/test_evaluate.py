@@ -20,6 +20,7 @@ from safeclip.world.classes import VARIANTS
 from safeclip.world.quadruplets import scene_keys
 from safeclip.world.scenes import Scene, render
 from tests.evaluation.conftest import ROOT
+from tests.evaluation.models import save_small_llava
 
 DRAWN = [f"evaluate.text_to_image.{s}" for s in ("count=2", "steps=1", "resources.actors=1")]
 DESCRIBED = [f"evaluate.image_to_text.{s}" for s in ("count=2", "max_tokens=4", "resources.actors=1")]
@@ -158,6 +159,22 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
     assert (change["clip_score"], change["clip_score_ci"]) == (0, [0, 0])
     assert sum("frechet_distance is missing" in note for note in found["notes"]) == 1
     assert "frechet_distance is missing" in out
+
+
+def test_what_a_model_was_missing_for_is_tried_again_until_it_is_there(report, tmp_path, capsys):
+    config, run, _ = report
+    run.fs.copy(run.path(), str(tmp_path / "copy"), recursive=True)
+    copy = Folder(str(tmp_path / "copy"))
+    described = load_config(sets=[*DESCRIBED, f"evaluate.image_to_text.model={tmp_path}/llava"]).evaluate
+    changed = {"rendered": 0, "image_to_text": described.image_to_text, "resources": Resources(actors=1)}
+    bare = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
+    assert list(evaluate(bare, copy)["missing"]) == ["image_to_text"]
+    save_small_llava(load_encoder("world:encoder"), tmp_path / "llava")
+    assert evaluate(bare, copy)["missing"] == {}
+    assert json.loads((copy / "report").read("metrics.json"))["encoders"]["safe"]["image_to_text"]["n"] == 2
+    assert "skipped" not in capsys.readouterr().out
+    evaluate(bare, copy)
+    assert "report: complete, skipped" in capsys.readouterr().out
 
 
 def test_the_job_prints_table_summary_and_where_the_report_lies(report, tmp_path, capsys):

@@ -146,7 +146,7 @@ def test_enough_pictures_have_the_distance_from_the_safe_pictures_of_their_quadr
     assert scores.shape == (6,)
 
 
-def test_without_the_base_encoder_the_rest_is_measured_and_a_note_says_what_is_missing(source, tmp_path):
+def test_without_the_base_encoder_the_rest_is_measured_and_a_line_says_what_is_missing(source, tmp_path):
     prompts = [p for p in collect_prompts(CONFIG, SETTINGS, source).accepted if not p.unsafe][:1]
     settings = SETTINGS.model_copy(update={"steps": 1})
     drawer = Drawer({"base": "world:encoder"}, [], set(), settings, CONFIG.generate, str(tmp_path))
@@ -155,8 +155,8 @@ def test_without_the_base_encoder_the_rest_is_measured_and_a_note_says_what_is_m
     for reference, reason in ((Missing("gone"), "gone"), (reference_of(source, "world:encoder"), str(tmp_path))):
         scores, found = measure_fidelity(prompts, [answer], reference)
         assert scores is None
-        assert found["notes"][0].startswith("clip_score and frechet_distance are missing: ")
-        assert reason in found["notes"][0]
+        assert found["lacking"]["fidelity"].startswith("clip_score and frechet_distance are missing: ")
+        assert reason in found["lacking"]["fidelity"]
     held = np.array(answer.held)
     assert "clip_score" not in summarise(prompts, held, 50, 0, None)
     assert "clip_score" not in compare(prompts, held, held, 50, 0, (None, np.ones(1)))
