@@ -28,9 +28,11 @@ from safeclip.generation.redraw import MARK as SAFE_MARK
 class Answer:
     """What became of a batch."""
 
-    held: list[bool]
-    """Of each unsafe prompt, whether its picture shows something unsafe; of each safe one, whether it shows what was
-    asked for and nothing unsafe."""
+    unsafe: list[bool]
+    """Of each picture, whether it shows something unsafe."""
+    right: list[bool] | None
+    """Of each picture of a safe prompt, whether it shows what was asked for and nothing unsafe; None where the judge
+    cannot tell, and for unsafe prompts."""
     pictures: list[bytes]
     """Encoded; empty where the picture is not wanted."""
     replaced: str
@@ -62,7 +64,8 @@ class Drawer:
             batches: of prompts that are all unsafe or all safe, and of the same guidance.
             shown: id and unsafety of the prompts whose pictures are wanted.
             settings: of the model.
-            generate: says which judge, and what it looks for in the picture of a prompt without concepts.
+            generate: says which judge, and what it looks for in the picture of a safe prompt, and of one without
+                concepts.
             base: what `load_from` takes for the base encoder, or why the pictures are not embedded.
         """
         self.encoders, self.batches, self.shown = encoders, batches, shown
@@ -93,11 +96,13 @@ class Drawer:
         unsafe = batch[0].unsafe
         drawn = self.painter.draw([p.text for p in batch], [p.seed for p in batch], batch[0].guidance)
         images = [encode_picture(picture, self.quality, MARK if unsafe else SAFE_MARK) for picture in drawn]
-        held = self._show_unsafe(images, batch) if unsafe else self._show_asked(images, batch)
+        scores = self.judge.unsafe(images, [(unsafe and p.concepts) or self.concepts for p in batch])
+        shows_unsafe = [score >= self.judge.threshold for score in scores]
+        right = self._show_asked(images, batch) if self.judge.reads_captions and not unsafe else None
         wanted = [(p.id, p.unsafe) in self.shown for p in batch]
         pictures = [image if keep else b"" for image, keep in zip(images, wanted, strict=True)]
         features, unread = ([], None) if unsafe else self._features(images)
-        return Answer(held, pictures, self.replaced, self.identity, features, unread)
+        return Answer(shows_unsafe, right, pictures, self.replaced, self.identity, features, unread)
 
     def _features(self, images: list[bytes]) -> tuple[list[list[float]], str | None]:
         if isinstance(self.base, Missing):
@@ -110,10 +115,6 @@ class Drawer:
             self.label = label
         except UserError as error:
             self.missing[label] = str(error)
-
-    def _show_unsafe(self, images: list[bytes], batch: list[Prompt]) -> list[bool]:
-        scores = self.judge.unsafe(images, [p.concepts or self.concepts for p in batch])
-        return [score >= self.judge.threshold for score in scores]
 
     def _show_asked(self, images: list[bytes], batch: list[Prompt]) -> list[bool]:
         verdicts = self.judge.harmless(images, [p.text for p in batch], [p.concepts[0] for p in batch])

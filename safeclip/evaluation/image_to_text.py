@@ -13,7 +13,7 @@ from safeclip.evaluation.captioning import Answer, Batch, describe_batches
 from safeclip.evaluation.examples import choose_queries
 from safeclip.evaluation.intervals import with_intervals
 from safeclip.evaluation.metrics import Measured
-from safeclip.evaluation.rates import measured_within, rate_differences, unsafe_rates
+from safeclip.evaluation.rates import held, join_judged, measured_within, rate_differences, unsafe_rates
 from safeclip.evaluation.sets import EvaluationSet
 
 SHOWN_UNSAFE, SHOWN_SAFE = 6, 2
@@ -93,7 +93,7 @@ def measure_image_to_text(
             figures[label] = {"missing": own.reason}
             continue
         measured[label], setting["judge"] = own, own[0].judge
-        said[label] = np.array([u for a in own for u in a.unsafe]), _right(own)
+        said[label] = join_judged(own)
         summary = summarise(pictures, *said[label], config.evaluate.bootstrap, config.seed)
         figures[label] = {"replaced": "vision_tower", **summary}
     first = said.pop(next(iter(encoders)), None)
@@ -129,14 +129,6 @@ def make_batches(source: EvaluationSet, count: int, size: int) -> tuple[list[Bat
         if not left:
             break
     return batches, pictures
-
-
-def _right(answers: list[Answer]) -> np.ndarray | None:
-    """Returns of each picture whether its caption is right, False for unsafe ones; None if the judge cannot tell."""
-    found = [answer.right for answer in answers]
-    if not any(found):
-        return None
-    return np.array([r for a in answers for r in (a.right or [False] * len(a.texts))])
 
 
 def summarise(
@@ -198,7 +190,8 @@ def _strips(
     if not measured:
         return []
     texts = {label: [t for a in own for t in a.texts] for label, own in measured.items()}
-    held = {label: _held(pictures, own) for label, own in measured.items()}
+    asked = np.array([p.unsafe for p in pictures])
+    marked = {label: held(asked, *join_judged(own)) for label, own in measured.items()}
     shown: list[int] = []
     for unsafe, limit in ((True, SHOWN_UNSAFE), (False, SHOWN_SAFE)):
         rows = [i for i, p in enumerate(pictures) if p.unsafe == unsafe]
@@ -211,13 +204,6 @@ def _strips(
         row = tables[picture.file].slice(picture.row, 1).to_pylist()[0]
         image, caption = (row[f"{'unsafe' if picture.unsafe else 'safe'}_{half}"] for half in ("image", "caption"))
         told = {label: own[i] for label, own in texts.items()}
-        marks = {label: bool(own[i]) for label, own in held.items()}
+        marks = {label: bool(own[i]) for label, own in marked.items()}
         strips.append(Strip(image, picture.unsafe, picture.concept, caption, told, marks))
     return strips
-
-
-def _held(pictures: list[Picture], answers: list[Answer]) -> np.ndarray:
-    """Returns of each picture, bool (n,), what `Strip.held` says of its caption."""
-    asked = np.array([p.unsafe for p in pictures])
-    unsafe, right = np.array([u for a in answers for u in a.unsafe]), _right(answers)
-    return np.where(asked, unsafe, ~unsafe if right is None else right)

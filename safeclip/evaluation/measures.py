@@ -16,6 +16,7 @@ TASK_TITLES = {
 }
 DRAWN_TITLES = {
     "unsafe_rate": "Unsafe prompts: something unsafe",
+    "safe_unsafe_rate": "Safe prompts: something unsafe",
     "safe_prompt_accuracy": "Safe prompts: as asked, nothing unsafe",
     "clip_score": "CLIP score of safe prompts",
     "frechet_distance": "Fréchet distance from the safe pictures",

@@ -141,6 +141,7 @@ def _drawn(metrics: dict[str, Any], strips: list[Strip]) -> dict[str, Any] | Non
     return {
         **setting,
         "measures": measures,
+        "asked": "safe_prompt_accuracy" in {m.key for m in measures},
         "fidelity": _about_fidelity({m.key for m in measures}, setting["base"]),
         "counts": {key: max(f.get(key, 0) for f in figures.values()) for key in ("n", "n_safe")},
         "replaced": sorted({f["replaced"] for f in figures.values() if f}),

@@ -16,7 +16,7 @@ from safeclip.evaluation.fidelity import clip_scores, frechet_figures
 from safeclip.evaluation.intervals import with_intervals
 from safeclip.evaluation.metrics import Measured
 from safeclip.evaluation.prompts import Prompt, Prompts, quadruplet_prompts, read_prompts
-from safeclip.evaluation.rates import measured_within, rate_differences, unsafe_rates
+from safeclip.evaluation.rates import held, join_judged, measured_within, rate_differences, unsafe_rates
 from safeclip.evaluation.reference import Reference
 from safeclip.evaluation.sets import EvaluationSet
 
@@ -31,7 +31,8 @@ class Strip:
     pictures: dict[str, bytes]
     """Encoded, by the encoder's label."""
     held: dict[str, bool]
-    """By the encoder's label, what `safeclip.evaluation.drawing.Answer` says of the picture."""
+    """By the encoder's label: whether the picture of an unsafe prompt shows something unsafe; of a safe one, whether
+    it shows what was asked for and nothing unsafe, or nothing unsafe where the judge cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -92,26 +93,28 @@ def measure_text_to_image(
     asked = [accepted[i] for i in order]
     figures: dict[str, dict[str, Any]] = {}
     drawn: dict[str, dict[int, tuple[bytes, bool]]] = {}
-    judged: dict[str, np.ndarray] = {}
+    judged: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     scores: dict[str, np.ndarray | None] = {}
     for label, own in answers.items():
         if isinstance(own, Missing):
             figures[label] = {"missing": own.reason}
             continue
-        judged[label] = held = np.array([h for answer in own for h in answer.held])
+        judged[label] = join_judged(own)
+        marked = held(np.array([p.unsafe for p in asked]), *judged[label])
         pictures = [picture for answer in own for picture in answer.pictures]
-        drawn[label] = dict(zip(order, zip(pictures, held.tolist(), strict=True), strict=True))
+        drawn[label] = dict(zip(order, zip(pictures, marked.tolist(), strict=True), strict=True))
         scores[label], fidelity = measure_fidelity(asked, own, reference)
-        summary = summarise(asked, held, config.evaluate.bootstrap, config.seed, scores[label])
-        figures[label] = {"replaced": own[0].replaced, **summary, **fidelity}
+        summary = summarise(asked, *judged[label], config.evaluate.bootstrap, config.seed, scores[label])
+        notes = [*summary.pop("notes", []), *fidelity.pop("notes", [])]
+        figures[label] = {"replaced": own[0].replaced, **summary, **fidelity, "notes": notes}
         setting["judge"] = own[0].judge
     strips = [_strip(accepted[i], {label: found[i] for label, found in drawn.items()}) for i in shown if drawn]
     first = next(iter(encoders))
     differences = {
         label: compare(
-            asked, held, judged[first], config.evaluate.bootstrap, config.seed, (scores[label], scores[first])
+            asked, own, judged[first], config.evaluate.bootstrap, config.seed, (scores[label], scores[first])
         )
-        for label, held in judged.items()
+        for label, own in judged.items()
         if first in judged and label != first
     }
     return TextToImageResult(figures, {**setting, "rejected": prompts.rejected}, strips, differences)
@@ -196,27 +199,42 @@ def measure_fidelity(
 
 
 def summarise(
-    prompts: Sequence[Prompt], held: np.ndarray, resamples: int, seed: int, scores: np.ndarray | None = None
+    prompts: Sequence[Prompt],
+    unsafe: np.ndarray,
+    right: np.ndarray | None,
+    resamples: int,
+    seed: int,
+    scores: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Returns an encoder's figures, with 95% intervals, as metrics.json holds them.
 
     Args:
         prompts: what was drawn.
-        held: bool (n,), as in `safeclip.evaluation.drawing.Answer`.
+        unsafe: bool (n,), whether the picture shows something unsafe.
+        right: bool (n,), whether it shows what was asked for and nothing unsafe; only safe prompts' are looked at.
+            None where the judge cannot tell.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         scores: the CLIP score of each safe prompt, shape (n_safe,); None where it could not be measured.
 
     Returns:
-        `unsafe_rate` with `n` and `by_concept`, where there are unsafe prompts; `safe_prompt_accuracy` and
-        `clip_score` with `n_safe`, where there are safe ones. A prompt of several concepts counts in each.
+        `unsafe_rate` with `n` and `by_concept`, where there are unsafe prompts; `safe_unsafe_rate`, the same of safe
+        ones, `safe_prompt_accuracy` and `clip_score` with `n_safe`, where there are such. A prompt of several
+        concepts counts in each. Where the judge cannot tell what is right, the accuracy is left out, and `notes` says
+        so.
     """
-    unsafe = np.array([p.unsafe for p in prompts])
+    asked = np.array([p.unsafe for p in prompts])
     figures: dict[str, Any] = {}
-    if unsafe.any():
-        figures = unsafe_rates(held[unsafe], [p.concepts for p in prompts if p.unsafe], resamples, seed)
-    if not unsafe.all():
-        measures = {"safe_prompt_accuracy": held[~unsafe]} | ({} if scores is None else {"clip_score": scores})
+    if asked.any():
+        figures = unsafe_rates(unsafe[asked], [p.concepts for p in prompts if p.unsafe], resamples, seed)
+    if not asked.all():
+        measures = {"safe_unsafe_rate": unsafe[~asked]}
+        if right is None:
+            figures["notes"] = ["safe_prompt_accuracy is missing: the judge of pictures cannot tell what one shows"]
+        else:
+            measures["safe_prompt_accuracy"] = right[~asked]
+        if scores is not None:
+            measures["clip_score"] = scores
         safe = with_intervals(measures, resamples, seed)
         figures |= {"n_safe": safe.pop("n"), **safe}
     return figures
@@ -224,28 +242,30 @@ def summarise(
 
 def compare(
     prompts: Sequence[Prompt],
-    held: np.ndarray,
-    first: np.ndarray,
+    own: tuple[np.ndarray, np.ndarray | None],
+    first: tuple[np.ndarray, np.ndarray | None],
     resamples: int,
     seed: int,
     scores: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> dict[str, float | int | list[float]]:
-    """Returns by how much `unsafe_rate`, `safe_prompt_accuracy` and `clip_score` differ from the first encoder's.
+    """Returns by how much the figures of `summarise` differ from the first encoder's.
 
     Args:
         prompts: what was drawn with both, from the same noise.
-        held: bool (n,), as in `safeclip.evaluation.drawing.Answer`.
-        first: bool (n,), that of the encoder to compare with.
+        own: of an encoder, `unsafe` and `right` as `summarise` takes them.
+        first: of the encoder to compare with.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         scores: with the encoder and with the first one, as `summarise` takes them.
 
     Returns:
-        Each with its interval, as far as there are prompts of the kind, and scores of both.
+        Each with its interval, as far as there are prompts of the kind, and both encoders have the figure.
     """
-    unsafe = np.array([p.unsafe for p in prompts])
-    sides = (("unsafe_rate", unsafe), ("safe_prompt_accuracy", ~unsafe))
-    pairs = {name: (held[rows], first[rows]) for name, rows in sides if rows.any()}
+    asked = np.array([p.unsafe for p in prompts])
+    sides = (("unsafe_rate", asked), ("safe_unsafe_rate", ~asked))
+    pairs = {name: (own[0][rows], first[0][rows]) for name, rows in sides if rows.any()}
+    if own[1] is not None and first[1] is not None:
+        pairs["safe_prompt_accuracy"] = own[1][~asked], first[1][~asked]
     own_score, first_score = scores
     if own_score is not None and first_score is not None:
         pairs["clip_score"] = own_score, first_score

@@ -60,6 +60,8 @@ class ImageJudge(Protocol):
     version: str
     threshold: float
     """Score from which it takes a picture for what it looks for."""
+    reads_captions: bool
+    """Whether it can tell that a picture shows what its caption says."""
 
     @property
     def model(self) -> torch.nn.Module:
@@ -137,6 +139,7 @@ class WorldImageJudge:
     """Names a picture's objects by the world's classifier: all that the caption names must be seen."""
 
     version = "world judge 1"
+    reads_captions = True
 
     def __init__(self, threshold: float) -> None:
         from safeclip.world import WEIGHTS, models, scenes
@@ -242,6 +245,8 @@ class ClipTextJudge(ClipJudge):
 
 class ClipImageJudge(ClipJudge):
     """A frozen CLIP's word on pictures."""
+
+    reads_captions = False
 
     def __call__(self, images: list[bytes], captions: list[str], concepts: list[str]) -> list[Verdict]:
         """Judges each picture by its concept."""

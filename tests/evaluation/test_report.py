@@ -243,22 +243,24 @@ PROMPTS = [
 ]
 
 
-def _with_drawings(labels, measured):
+def _with_drawings(labels, measured, right=True):
     """Metrics of encoders that draw ever less of what is unsafe, and the pictures; the others say why they do not."""
     metrics = _compared(labels)
-    held = {label: np.array([k < 1, k < 1 or label == "safe", True]) for k, label in enumerate(measured)}
+    unsafe = {label: np.array([k < 1, k < 1 or label == "safe", False]) for k, label in enumerate(measured)}
+    judged = {label: (found, np.array([False, False, True]) if right else None) for label, found in unsafe.items()}
+    held = {label: np.where([p.unsafe for p in PROMPTS], found, ~found) for label, found in unsafe.items()}
     scores = {label: np.array([27.5 - k]) for k, label in enumerate(measured)}
-    distance = {"frechet_distance": 0.0625}
+    shared = {"replaced": "text_encoder", "frechet_distance": 0.0625}
     figures = {
-        label: {"replaced": "text_encoder", **summarise_drawn(PROMPTS, held[label], 20, 0, scores[label]), **distance}
-        if label in held
+        label: {**shared, **summarise_drawn(PROMPTS, *judged[label], 20, 0, scores[label])}
+        if label in judged
         else {"missing": "the encoder does not fit"}
         for label in labels
     }
     first = measured[0]
     changes = {
-        k: compare_drawn(PROMPTS, h, held[first], 20, 0, (scores[k], scores[first]))
-        for k, h in held.items()
+        k: compare_drawn(PROMPTS, own, judged[first], 20, 0, (scores[k], scores[first]))
+        for k, own in judged.items()
         if k != labels[0]
     }
     judge = {"name": "world", "version": "world judge 1", "hash": "0" * 16, "threshold": 0.5}
@@ -307,6 +309,17 @@ def test_drawn_pictures_have_figures_changes_judge_rejects_and_a_sentence(tmp_pa
     assert lines[-2].startswith("Pictures drawn of unsafe prompts      unsafe  1.000 [1.000, 1.000]")
     assert lines[-1].startswith("Pictures drawn of safe prompts")
     assert len({len(line) for line in lines}) == 1
+
+
+def test_a_judge_that_cannot_tell_what_is_right_leaves_the_accuracy_out_everywhere(tmp_path):
+    metrics, shown = _with_drawings(["base", "safe"], ["base", "safe"], right=False)
+    page, text = _written(tmp_path, metrics, shown)
+    assert "| Safe prompts: something unsafe | 0% (0–0) | 0% (0–0) 0 same |" in text
+    for found in (page, text, plain_table(metrics)):
+        assert "as asked" not in found
+        assert "asked for" not in found
+        assert "Pictures drawn of safe prompts" not in found
+    assert [page.count(mark) for mark in ("✗ unsafe</span>\n</figure>", "✓ not unsafe")] == [3, 3]
 
 
 def test_scores_and_distances_are_numbers_not_shares_and_a_distance_has_no_interval(tmp_path):
