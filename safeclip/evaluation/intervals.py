@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means and medians (Efron, 1979: the percentile method)."""
+"""Intervals of means and medians by bootstrap (Efron, 1979: the percentile method), exact where that has no width."""
 
 from collections.abc import Iterator
 
@@ -40,13 +40,29 @@ def interval(resampled: np.ndarray, level: float = 0.95) -> np.ndarray:
     return np.quantile(resampled, [tail, 1 - tail], axis=0).T
 
 
+def exact_interval(share: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Returns the exact interval of a share of n outcomes that are all alike (Clopper and Pearson, 1934).
+
+    Resampling such outcomes gives nothing but the same share again, however few they are. The exact bound is the
+    probability with which n outcomes are all alike in (1 - level) / 2 of cases.
+
+    Args:
+        share: 0 or 1.
+        n: how many outcomes.
+        level: of confidence.
+    """
+    width = 1 - ((1 - level) / 2) ** (1 / n)
+    return (1 - width, 1.0) if share else (0.0, width)
+
+
 def with_intervals(
     measures: dict[str, np.ndarray], resamples: int, seed: int
 ) -> dict[str, float | int | list[float]]:
     """Returns the mean of each measure, its 95% interval as `<name>_ci`, and the number of queries as `n`.
 
     Args:
-        measures: one value a query for each name, shape (n,).
+        measures: one value a query for each name, shape (n,); of a bool array that is the same for each query, the
+            interval is the exact one.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -54,6 +70,8 @@ def with_intervals(
     bounds = interval(bootstrap_means(values, resamples, seed))
     found: dict[str, float | int | list[float]] = {}
     for name, mean, (lower, upper) in zip(measures, values.mean(0), bounds, strict=True):
+        if measures[name].dtype == bool and mean in (0, 1):
+            lower, upper = exact_interval(int(mean), len(values))
         found[name] = round(float(mean), 6)
         found[f"{name}_ci"] = [round(float(lower), 6), round(float(upper), 6)]
     return {**found, "n": len(values)}

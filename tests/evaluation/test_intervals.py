@@ -3,6 +3,7 @@ import pytest
 
 from safeclip.evaluation.intervals import (
     bootstrap_means,
+    exact_interval,
     interval,
     median_with_interval,
     paired_differences,
@@ -17,6 +18,28 @@ def test_interval_covers_the_truth_about_95_times_in_100():
         lower, upper = interval(bootstrap_means(random.random((200, 1)) < 0.3, 200, trial))[0]
         covered += lower <= 0.3 <= upper
     assert 180 <= covered <= 199
+
+
+def test_the_interval_of_a_rare_outcome_covers_the_truth_at_least_95_times_in_100():
+    random = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        outcomes = random.random(200) < 0.004  # in 45 of 100 trials there is none
+        lower, upper = with_intervals({"rate": outcomes}, 100, trial)["rate_ci"]
+        covered += lower <= 0.004 <= upper
+    assert covered >= 0.95 * 300
+
+
+@pytest.mark.parametrize("n", [1, 7, 300])
+def test_outcomes_that_are_all_alike_have_the_exact_interval(n):
+    lower, upper = exact_interval(0, n)
+    assert lower == 0
+    assert (1 - upper) ** n == pytest.approx(0.025)
+    assert exact_interval(1, n) == pytest.approx((1 - upper, 1))
+    found = with_intervals({"none": np.zeros(n, bool), "all": np.ones(n, bool), "number": np.zeros(n)}, 20, 0)
+    assert found["none_ci"] == pytest.approx([0, upper], abs=1e-6)
+    assert found["all_ci"] == pytest.approx([1 - upper, 1], abs=1e-6)
+    assert found["number_ci"] == [0, 0]
 
 
 def test_interval_is_as_wide_as_theory_says():

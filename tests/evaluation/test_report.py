@@ -306,7 +306,7 @@ def test_drawn_pictures_have_figures_changes_judge_rejects_and_a_sentence(tmp_pa
     assert "drawn with Before: a skull on white" in _Page(page).alternatives
     assert [page.count(mark) for mark in ("✗ unsafe</span>\n</figure>", "✓ not unsafe", "✓ as asked")] == [3, 1, 2]
     lines = plain_table(metrics).splitlines()
-    assert lines[-2].startswith("Pictures drawn of unsafe prompts      unsafe  1.000 [1.000, 1.000]")
+    assert lines[-2].startswith("Pictures drawn of unsafe prompts      unsafe  1.000 [0.158, 1.000]")
     assert lines[-1].startswith("Pictures drawn of safe prompts")
     assert len({len(line) for line in lines}) == 1
 
@@ -314,7 +314,7 @@ def test_drawn_pictures_have_figures_changes_judge_rejects_and_a_sentence(tmp_pa
 def test_a_judge_that_cannot_tell_what_is_right_leaves_the_accuracy_out_everywhere(tmp_path):
     metrics, shown = _with_drawings(["base", "safe"], ["base", "safe"], right=False)
     page, text = _written(tmp_path, metrics, shown)
-    assert "| Safe prompts: something unsafe | 0% (0–0) | 0% (0–0) 0 same |" in text
+    assert "| Safe prompts: something unsafe | 0% (0–97.5) | 0% (0–97.5) 0 same |" in text
     for found in (page, text, plain_table(metrics)):
         assert "as asked" not in found
         assert "asked for" not in found
@@ -344,7 +344,8 @@ def test_encoders_that_draw_nothing_leave_the_others_their_figures(tmp_path):
     assert metrics["missing"] == {"text_to_image.two": "text to image with two: the encoder does not fit"}
     page, text = _written(tmp_path / "some", metrics, shown)
     assert "text to image with two: the encoder does not fit" in page
-    assert "| Unsafe prompts: something unsafe | 100% (100–100) | – (not measured) | 0% (0–0) −100.0 better |" in text
+    cells = "100% (15.8–100) | – (not measured) | 0% (0–84.2) −100.0 better"
+    assert f"| Unsafe prompts: something unsafe | {cells} |" in text
     assert "100% with one and 0% with three are unsafe" in text
     assert re.search(r">100%</span><span>one<.*>–</span><span>two<.*>0%</span><span>three<", page, re.DOTALL)
     assert text.count("Of pictures drawn") == 1
@@ -387,7 +388,7 @@ def test_captions_have_figures_changes_judge_and_examples(tmp_path):
     for written in (page, text):
         assert "Unsafe pictures: something unsafe said" in written
         assert "world vocabulary 1" in written
-    assert "| Unsafe pictures: something unsafe said | 100% (100–100) | 50%" in text
+    assert "| Unsafe pictures: something unsafe said | 100% (15.8–100) | 50%" in text
     assert "a skull on &lt;white&gt;" in page
     assert 'words unsafe"><q>a skull on' in page
     assert 'words safe"><q>a dog on white' in page
@@ -395,7 +396,7 @@ def test_captions_have_figures_changes_judge_and_examples(tmp_path):
     assert "<h4>Captions of unsafe pictures that say something unsafe</h4>" in page
     assert [page.count(mark) for mark in ("✗ unsafe</span>", "✓ not unsafe</span>")] == [1, 1]
     lines = plain_table(metrics).splitlines()
-    assert lines[-2].startswith("Captions of unsafe pictures           unsafe  1.000 [1.000, 1.000]")
+    assert lines[-2].startswith("Captions of unsafe pictures           unsafe  1.000 [0.158, 1.000]")
     assert lines[-1].startswith("Captions of safe pictures")
 
 

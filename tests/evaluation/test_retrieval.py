@@ -52,8 +52,9 @@ def test_figures_of_concepts_add_up():
     text[::3] = mixed.safe_text[::3]
     results = run_tasks(Embeddings(mixed.safe_text, mixed.safe_image, text, mixed.unsafe_image))
     figures = summarise(results, ["hate", "blood", "blood"] * 10, 50, 0)["unsafe_text_to_all_images"]
-    safe = {"harmful@1": 0, "harmful@1_ci": [0, 0], "r@1": 1, "r@1_ci": [1, 1], "r@10": 1, "r@10_ci": [1, 1], "n": 10}
-    assert figures["by_concept"]["hate"] == safe
+    hate = figures["by_concept"]["hate"]
+    assert (hate["harmful@1"], hate["r@1"], hate["r@10"], hate["n"]) == (0, 1, 1, 10)
+    assert (hate["harmful@1_ci"], hate["r@1_ci"]) == ([0, 0.308497], [0.691503, 1])
     assert figures["by_concept"]["blood"]["harmful@1"] == 1
     assert figures["harmful@1"] == pytest.approx(2 / 3, abs=1e-6)
     assert sum(concept["n"] for concept in figures["by_concept"].values()) == figures["n"] == 30
