@@ -37,7 +37,7 @@ def evaluate_run(config: Config, run: Folder, comparison: Comparison | None = No
     comparison = comparison or default_comparison(config, run)
     evaluate(config, run, comparison)
     metrics = json.loads(comparison.folder.read("metrics.json"))
-    print(plain_table(metrics), "", *summary_sentences(metrics["encoders"]), sep="\n")
+    print(plain_table(metrics), "", *summary_sentences(metrics), sep="\n")
     print(f"written to {comparison.folder.url}/report.html")
 
 

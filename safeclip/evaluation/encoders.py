@@ -25,12 +25,14 @@ class Comparison:
     """By label, what `load_from` takes."""
     folder: Folder
     """Where the report goes."""
+    own: bool = False
+    """Whether they are the run's own, `base` and `safe`: its encoder before and after its training."""
 
 
 def default_comparison(config: Config, run: Folder) -> Comparison:
     """Returns the run's own: `base` and `safe`, whose report is `report/`."""
     encoders = {"base": resolve(config.train.base), "safe": (run / "encoder" / "open_clip").everywhere()}
-    return Comparison(encoders, run / "report")
+    return Comparison(encoders, run / "report", own=True)
 
 
 def choose_comparison(config: Config, run: Folder, words: list[str]) -> Comparison:

@@ -21,7 +21,7 @@ from safeclip.evaluation.sets import EvaluationSet, evaluation_sets
 from safeclip.evaluation.text_to_image import TextToImageResult, inputs_of, measure_text_to_image
 from safeclip.evaluation.zero_shot_sets import ZeroShotSet, open_sets, world_sets
 
-_TIMED = ("captions", "unsafe_captions", "unsafe_images", "quadruplets", "encoder")
+_DATA_STAGES = ("captions", "unsafe_captions", "unsafe_images", "quadruplets")
 
 
 def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) -> dict[str, Any]:
@@ -41,10 +41,11 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
         UserError: an earlier stage is not complete, or an encoder cannot be loaded.
     """
     comparison = comparison or default_comparison(config, run)
-    manifests = _earlier_stages(config, run, comparison)
+    manifests = _earlier_stages(run, comparison)
     encoders, identities = comparison.encoders, identify(comparison.encoders)
     classified, missing = open_sets(config.evaluate.zero_shot)
-    stage = Stage(comparison.folder, _key(config, manifests["quadruplets"], identities, classified, missing))
+    key = _key(config, manifests["quadruplets"], comparison, identities, classified, missing)
+    stage = Stage(comparison.folder, key)
     if (manifest := stage.manifest()) and not _may_be_had_now(manifest):
         print(f"{stage.name}: complete, skipped")
         return manifest
@@ -65,7 +66,8 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
         measure_zero_shot(classified, of_classified, labels, missing, resamples, seed),
         *(found.measured() for found in (drawn, described) if found),
     ]
-    header = {**header_of(config, manifests), "sets": _titles_of(sets), "sources": _sources(encoders, identities)}
+    header = {**header_of(config, manifests), "own": comparison.own, "sets": _titles_of(sets)}
+    header["sources"] = _sources(encoders, identities)
     metrics = assemble(header, labels, parts)
     for line in [*metrics["missing"].values(), *metrics["notes"]]:
         print(line)
@@ -97,11 +99,14 @@ def shows_symbols_only(config: Config) -> bool:
     return config.profile == "embedded" and config.captions.source == "world" and models == {"world:generator"}
 
 
-def _earlier_stages(config: Config, run: Folder, comparison: Comparison) -> dict[str, Any]:
-    """Returns the manifests of the stages before, None where one that is not needed is not complete."""
-    manifests = {name: read_manifest(run / name) for name in _TIMED}
-    own = comparison.encoders == default_comparison(config, run).encoders
-    for name, job in ({"quadruplets": "generate"} | ({"encoder": "train_encoder"} if own else {})).items():
+def _earlier_stages(run: Folder, comparison: Comparison) -> dict[str, Any]:
+    """Returns the manifests of the stages before, None where one that is not needed is not complete.
+
+    The training is not among them where other encoders are compared than those before and after it.
+    """
+    needed = {"quadruplets": "generate"} | ({"encoder": "train_encoder"} if comparison.own else {})
+    manifests = {name: read_manifest(run / name) for name in dict.fromkeys((*_DATA_STAGES, *needed))}
+    for name, job in needed.items():
         if manifests[name] is None:
             raise UserError(f"{run.url}: {name} is not complete; run jobs.{job} first")
     return manifests
@@ -110,6 +115,7 @@ def _earlier_stages(config: Config, run: Folder, comparison: Comparison) -> dict
 def _key(
     config: Config,
     quadruplets: dict[str, Any],
+    comparison: Comparison,
     identities: dict[str, str],
     classified: list[ZeroShotSet],
     missing: dict[str, str],
@@ -123,7 +129,7 @@ def _key(
         config.generate.judges.model_dump() if config.evaluate.image_to_text else None,
     ]
     settings, shown = config.results()["evaluate"], shows_symbols_only(config)
-    return hash_of("report", settings, config.seed, shown, inputs, list(identities.items()))
+    return hash_of("report", settings, config.seed, shown, inputs, comparison.own, list(identities.items()))
 
 
 def _embed(

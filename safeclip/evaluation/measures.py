@@ -1,6 +1,5 @@
 """The figures of metrics.json side by side: one value an encoder, its interval, and its change from the first."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -93,10 +92,9 @@ class Measure:
         return "–".join(map(place if self.kind == "place" else number, values))
 
 
-def titles_of(encoders: Iterable[str]) -> dict[str, str]:
-    """Returns what to call each encoder: before and after, or by its label where others are compared."""
-    labels = list(encoders)
-    return {label: TITLES[label] if labels == list(TITLES) else label for label in labels}
+def titles_of(metrics: dict[str, Any]) -> dict[str, str]:
+    """Returns what to call each encoder: before and after, or by its label where not the run's own are compared."""
+    return {label: TITLES[label] if metrics["own"] else label for label in metrics["encoders"]}
 
 
 def retrieval_measures(metrics: dict[str, Any], name: str, task: str) -> list[Measure]:

@@ -55,7 +55,8 @@ def header_of(config: Config, manifests: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: of the run.
-        manifests: of its stages, by name, None where one is not complete; that of the quadruplets is.
+        manifests: of its stages, by name, None where one is not complete; that of the quadruplets is. That of the
+            encoder is left out where other encoders are compared.
     """
     return {
         "run": config.run,
@@ -63,5 +64,5 @@ def header_of(config: Config, manifests: dict[str, Any]) -> dict[str, Any]:
         "versions": versions(),
         "seconds": {name: m["seconds"] for name, m in manifests.items() if m is not None},
         "data": manifests["quadruplets"]["data"],
-        "train": manifests["encoder"]["train"] if manifests["encoder"] else {},
+        "train": manifests["encoder"]["train"] if "encoder" in manifests else {},
     }

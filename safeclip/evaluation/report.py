@@ -12,7 +12,6 @@ from safeclip.evaluation import image_to_text
 from safeclip.evaluation.examples import Example, Item
 from safeclip.evaluation.measures import (
     TASK_TITLES,
-    TITLES,
     described_measures,
     drawn_measures,
     overview_measures,
@@ -72,15 +71,14 @@ def write_report(folder: Folder, metrics: dict[str, Any], shown: Shown, blurred:
     folder.write("report.md", environment.get_template("report.md.j2").render(view).encode())
     by_text = [e for e in shown.examples if e.query.is_text]
     step = max(1, len(by_text) // SUMMARY_ROWS)
-    titles = titles_of(metrics["encoders"])
-    own = list(titles) == list(TITLES)
-    heads = {label: f"First results {title.lower()}" if own else title for label, title in titles.items()}
+    titles = titles_of(metrics)
+    heads = {label: f"First results {title.lower()}" if metrics["own"] else title for label, title in titles.items()}
     folder.write("summary.png", summary_strip(by_text[::step][:SUMMARY_ROWS], heads, blurred))
 
 
 def _view(metrics: dict[str, Any], shown: Shown, blurred: bool) -> dict[str, Any]:
     encoders, main = metrics["encoders"], "retrieval"
-    titles = titles_of(encoders)
+    titles = titles_of(metrics)
 
     def picture(item: Item) -> str:
         return data_uri(thumbnail(item, blurred))
@@ -88,10 +86,9 @@ def _view(metrics: dict[str, Any], shown: Shown, blurred: bool) -> dict[str, Any
     return {
         **metrics,
         "titles": titles,
-        "own": list(titles) == list(TITLES),
         "colours": dict(zip(encoders, itertools.cycle(ENCODER_COLOURS), strict=False)),
         "headlines": headlines(encoders, main),
-        "sentences": summary_sentences(encoders, main),
+        "sentences": summary_sentences(metrics, main),
         "tasks": {t: {"title": TASK_TITLES[t], "measures": retrieval_measures(metrics, main, t)} for t in TASKS},
         "set_sizes": {name: next(iter(encoders.values()))[name][TASKS[0]]["n"] for name in metrics["sets"]},
         "others": {name: overview_measures(metrics, name) for name in metrics["sets"] if name != main},

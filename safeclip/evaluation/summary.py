@@ -79,16 +79,16 @@ def headlines(encoders: dict[str, Any], name: str = "retrieval") -> dict[str, li
     return found
 
 
-def summary_sentences(encoders: dict[str, Any], name: str = "retrieval") -> list[str]:
+def summary_sentences(metrics: dict[str, Any], name: str = "retrieval") -> list[str]:
     """Returns what became safe and what it cost: the sentences about each encoder after the first.
 
     Args:
-        encoders: the figures of each, as metrics.json holds them; of a single one, what it does.
+        metrics: what metrics.json holds; of a single encoder, what it does.
         name: the set that is told of.
     """
+    encoders, own = metrics["encoders"], metrics["own"]
     told = {key: [share(v) for v in values] for key, values in headline_measures(encoders, name).items()}
     first, *others = encoders
-    own = list(encoders) == ["base", "safe"]
     was = "the original encoder" if own else first
     if not others:
         return [
@@ -125,7 +125,7 @@ def _within(encoders: dict[str, Any]) -> list[str]:
 
 def plain_table(metrics: dict[str, Any], name: str = "retrieval", columns: int = 4) -> str:
     """Returns the main figures as aligned lines, for a terminal: so many encoders beside each other at most."""
-    titles = list(titles_of(metrics["encoders"]).values())
+    titles = list(titles_of(metrics).values())
     rows = [
         (TASK_TITLES[task][0], measure.title, measure)
         for task in TASKS

@@ -18,7 +18,7 @@ def run(tmp_path):
 def test_other_encoders_get_a_folder_of_their_own(run):
     config = load_config()
     own = default_comparison(config, run)
-    assert own.folder == run / "report"
+    assert (own.folder, own.own) == (run / "report", True)
     exported = f"{run.url}/encoder"
     assert choose_comparison(config, run, ["base=world:encoder", f"safe={exported}"]) == own
     assert choose_comparison(config, run, []) == own
@@ -27,7 +27,9 @@ def test_other_encoders_get_a_folder_of_their_own(run):
         [f"safe={exported}", "base=world:encoder"],
         ["base=world:encoder", "other=ViT-B-32/openai"],
     ]
-    folders = [choose_comparison(config, run, words).folder for words in others]
+    chosen = [choose_comparison(config, run, words) for words in others]
+    assert not any(comparison.own for comparison in chosen)
+    folders = [comparison.folder for comparison in chosen]
     assert len({own.folder, *folders}) == 4
     assert folders[0].name.startswith("report-base-other-")
     assert choose_comparison(config, run, others[0]).folder == folders[0]

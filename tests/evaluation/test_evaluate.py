@@ -12,6 +12,7 @@ from safeclip.config import Resources, load_config, save_config
 from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import embed_sets
+from safeclip.evaluation.encoders import choose_comparison
 from safeclip.evaluation.evaluate import evaluate, shows_symbols_only
 from safeclip.evaluation.retrieval import RECALLS, TASKS, UNSAFE_TASKS
 from safeclip.evaluation.sets import EvaluationSet, evaluation_sets, training_captions
@@ -161,6 +162,19 @@ def test_equal_encoders_get_equal_figures_and_without_rendered_sets_the_test_spl
     assert "frechet_distance is missing" in out
 
 
+def test_another_run_s_encoder_is_not_shown_as_this_run_s_whatever_its_label(report):
+    config, run, metrics = report
+    bare = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"rendered": 0})})
+    other = choose_comparison(bare, run, ["base=world:encoder", "safe=world:encoder"])
+    evaluate(bare, run, other)
+    found = json.loads(other.folder.read("metrics.json"))
+    assert (metrics["own"], found["own"]) == (True, False)
+    assert "encoder" not in found["seconds"]
+    assert metrics["train"]["objective"] == "safe-clip"
+    assert found["train"] == {}
+    assert "safe-clip" not in other.folder.read("report.html").decode()
+
+
 def test_what_a_model_was_missing_for_is_tried_again_until_it_is_there(report, tmp_path, capsys):
     config, run, _ = report
     run.fs.copy(run.path(), str(tmp_path / "copy"), recursive=True)
@@ -184,7 +198,7 @@ def test_the_job_prints_table_summary_and_where_the_report_lies(report, tmp_path
     assert run_main(main, words) == 0
     out = capsys.readouterr().out
     assert "Unsafe picture → all texts         harmful@1" in out
-    assert summary_sentences(metrics["encoders"])[0] in out
+    assert summary_sentences(metrics)[0] in out
     assert f"written to {run.url}/report/report.html" in out
     assert run_main(main, [*words, "--run", "other"]) == 1
     assert capsys.readouterr().err.endswith("other: quadruplets is not complete; run jobs.generate first\n")

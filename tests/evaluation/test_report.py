@@ -78,7 +78,7 @@ def test_the_page_and_the_text_say_what_the_metrics_say(report, page):
         assert f"{span([safe['unsafe_text_to_all_images']['harmful@1']])}%" in shown
         assert f"{span([safe['safe_image_to_safe_text']['r@10']])}%" in shown
         assert "do not compare with published tables" in shown.replace("\n", " ")
-    assert all(sentence in text for sentence in summary_sentences(metrics["encoders"]))
+    assert all(sentence in text for sentence in summary_sentences(metrics))
     for tiles in headlines(metrics["encoders"]).values():
         for tile in tiles:
             before, after = (re.escape(value) for value in tile.values)
@@ -182,7 +182,7 @@ def test_the_terminal_gets_an_aligned_table(report):
     assert len({len(line) for line in lines}) == 1
 
 
-def _compared(labels):
+def _compared(labels, own=False):
     """Metrics of encoders whose unsafe embeddings lie ever nearer to the safe ones."""
     random = np.random.default_rng(0)
     safe, unsafe = random.normal(size=(2, 40, 32))
@@ -197,7 +197,8 @@ def _compared(labels):
     found = measure_retrieval({"retrieval": results}, {"retrieval": ["hate"] * 40}, 20, 0)
     figures = with_intervals({"top1": np.arange(8) < 3, "top5": np.arange(8) < 7}, 20, 0)
     return {
-        "run": "small", "profile": "embedded", "versions": {}, "seconds": {"quadruplets": 1.0}, "train": {},
+        "run": "small", "profile": "embedded", "versions": {}, "seconds": {"quadruplets": 1.0},
+        "train": {}, "own": own,
         "data": {"captions": 9, "accepted": 9, "rejected": {}, "quadruplets": {"test": 9}},
         "sets": {"retrieval": {"title": "Test", "description": "quadruplets"}},
         "sources": {label: {"source": f"runs/{label}", "hash": "0" * 16} for label in labels},
@@ -233,7 +234,17 @@ def test_any_number_of_encoders_stand_side_by_side(labels, tmp_path):
     table = plain_table(metrics)
     assert max(len(line) for line in table.splitlines()) <= 44 + 4 * 22
     assert all(table.count(f" {label}") == 1 for label in labels)
-    assert len(summary_sentences(metrics["encoders"])) == max(1, 2 * len(labels) - 2)
+    assert len(summary_sentences(metrics)) == max(1, 2 * len(labels) - 2)
+
+
+def test_encoders_of_another_run_are_not_before_and_after_whatever_their_labels(tmp_path):
+    metrics = _compared(["base", "safe"])
+    page, text = _written(tmp_path, metrics)
+    for shown in (page, text, plain_table(metrics), *summary_sentences(metrics)):
+        assert "Before" not in shown
+        assert "the safe encoder" not in shown
+    assert "<b>safe</b> (runs/safe)" in page
+    assert "| safe | `runs/safe` |" in text
 
 
 PROMPTS = [
@@ -245,7 +256,7 @@ PROMPTS = [
 
 def _with_drawings(labels, measured, right=True):
     """Metrics of encoders that draw ever less of what is unsafe, and the pictures; the others say why they do not."""
-    metrics = _compared(labels)
+    metrics = _compared(labels, own=labels == ["base", "safe"])
     unsafe = {label: np.array([k < 1, k < 1 or label == "safe", False]) for k, label in enumerate(measured)}
     judged = {label: (found, np.array([False, False, True]) if right else None) for label, found in unsafe.items()}
     held = {label: np.where([p.unsafe for p in PROMPTS], found, ~found) for label, found in unsafe.items()}
@@ -380,7 +391,7 @@ def test_captions_have_figures_changes_judge_and_examples(tmp_path):
     strips = [Described(_pattern("skull"), True, "brutality", "a skull", texts, {"base": True, "safe": False})]
     changes = {"safe": compare_described(pictures, said["safe"], said["base"], 20, 0)}
     found = ImageToTextResult(figures, setting, strips, changes).measured()
-    metrics = {**_compared(["base", "safe"]), **found.shared}
+    metrics = {**_compared(["base", "safe"], own=True), **found.shared}
     for label in ("base", "safe"):
         metrics["encoders"][label] |= found.figures[label]
     metrics["paired_differences"]["encoders"]["safe"] |= found.differences["safe"]
