@@ -123,7 +123,7 @@ def _key(
     drawn = config.evaluate.text_to_image
     inputs = [
         quadruplets["content_hash"],
-        *([s.name, s.classes, s.places, s.labels.tolist()] for s in classified),
+        *([s.name, s.classes, s.places, s.labels.tolist(), s.stamps()] for s in classified),
         missing,
         inputs_of(config, drawn) if drawn else None,
         config.generate.judges.model_dump() if config.evaluate.image_to_text else None,

@@ -175,12 +175,15 @@ def test_another_run_s_encoder_is_not_shown_as_this_run_s_whatever_its_label(rep
     assert "safe-clip" not in other.folder.read("report.html").decode()
 
 
-def test_what_a_model_was_missing_for_is_tried_again_until_it_is_there(report, tmp_path, capsys):
+def test_a_report_is_made_again_for_a_model_that_was_missing_and_for_a_replaced_picture(report, tmp_path, capsys):
     config, run, _ = report
     run.fs.copy(run.path(), str(tmp_path / "copy"), recursive=True)
     copy = Folder(str(tmp_path / "copy"))
     described = load_config(sets=[*DESCRIBED, f"evaluate.image_to_text.model={tmp_path}/llava"]).evaluate
+    (tmp_path / "pets" / "dog").mkdir(parents=True)
+    (tmp_path / "pets" / "dog" / "0.webp").write_bytes(_picture("dog"))
     changed = {"rendered": 0, "image_to_text": described.image_to_text, "resources": Resources(actors=1)}
+    changed["zero_shot"] = {"pets": str(tmp_path / "pets")}
     bare = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
     assert list(evaluate(bare, copy)["missing"]) == ["image_to_text"]
     save_small_llava(load_encoder("world:encoder"), tmp_path / "llava")
@@ -189,6 +192,9 @@ def test_what_a_model_was_missing_for_is_tried_again_until_it_is_there(report, t
     assert "skipped" not in capsys.readouterr().out
     evaluate(bare, copy)
     assert "report: complete, skipped" in capsys.readouterr().out
+    (tmp_path / "pets" / "dog" / "0.webp").write_bytes(_picture("cow"))
+    evaluate(bare, copy)
+    assert "skipped" not in capsys.readouterr().out
 
 
 def test_the_job_prints_table_summary_and_where_the_report_lies(report, tmp_path, capsys):

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,6 +54,20 @@ def test_parquet_files_with_names_or_with_numbers_that_their_metadata_names(tmp_
     assert found.notes == []
     with pytest.raises(UserError, match=r"numbers.parquet, row 0: the label 1 names no class; give names"):
         open_set("pets", _write(tmp_path / "numbers.parquet", table))
+
+
+def test_a_file_replaced_in_place_has_another_stamp(tmp_path):
+    for place in ("dog/a.png", "cat/b.png"):
+        (tmp_path / "folders" / place).parent.mkdir(parents=True)
+        (tmp_path / "folders" / place).write_bytes(_png(3))
+    _write(tmp_path / "files" / "0.parquet", pa.table({"image": [_png(1)], "label": ["owl"]}))
+    for kind, replaced in (("folders", "cat/b.png"), ("files", "0.parquet")):
+        before = open_set("pets", str(tmp_path / kind)).stamps()
+        assert open_set("pets", str(tmp_path / kind)).stamps() == before
+        file = tmp_path / kind / replaced
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+        after = open_set("pets", str(tmp_path / kind)).stamps()
+        assert [a == b for a, b in zip(before, after, strict=True)].count(False) == 1
 
 
 def test_what_is_no_data_set_is_named(tmp_path):
