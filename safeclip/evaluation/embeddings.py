@@ -163,7 +163,8 @@ class Embedder:
         encoder, found = self.loaded[label], {}
         for column in unit.columns:
             values = table[column].to_pylist()
-            parts = [values[start : start + self.batch] for start in range(0, len(values), self.batch)]
+            # One part at least: a file without rows has embeddings, too, none of the encoder's width.
+            parts = [values[start : start + self.batch] for start in range(0, max(1, len(values)), self.batch)]
             if not column.endswith("image"):
                 encoded = [encoder.encode_texts(part) for part in parts]
             elif unit.tolerant:

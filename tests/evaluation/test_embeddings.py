@@ -1,11 +1,15 @@
 import io
+import itertools
 
 import numpy as np
 from PIL import Image
 
 from safeclip.artifacts import Folder
+from safeclip.config import Evaluate, Resources
 from safeclip.encoder.load import load_encoder
-from safeclip.evaluation.embeddings import encode_tolerantly, read_cached, write_cached
+from safeclip.evaluation.embeddings import embed_sets, encode_tolerantly, read_cached, write_cached
+from safeclip.evaluation.sets import EvaluationSet
+from safeclip.world.quadruplets import rendered_quadruplets, trained_unsafe_objects
 
 
 def _png(shade):
@@ -29,6 +33,22 @@ def test_what_is_kept_comes_back_and_what_is_cut_off_counts_as_missing(tmp_path)
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         (tmp_path / "a.parquet").write_bytes(whole[:length])
         assert read_cached(cache, "a.parquet") is None
+
+
+def test_a_file_without_rows_among_others_adds_nothing(ray_cluster, tmp_path):
+    rows = rendered_quadruplets(3, 3, trained_unsafe_objects())
+    whole, cut = (EvaluationSet(name, "", "", Folder(str(tmp_path / name))) for name in ("whole", "cut"))
+    for source, starts in ((whole, (0, 3)), (cut, (0, 0, 2, 3, 3))):
+        source.folder.make()
+        for i, (start, stop) in enumerate(itertools.pairwise(starts)):
+            source.folder.write_table(f"{i}.parquet", rows.slice(start, stop - start))
+    settings = Evaluate(batch=2, resources=Resources(actors=1))
+    found = embed_sets([whole, cut], {"base": "world:encoder"}, settings, Folder(str(tmp_path / "cache")))
+    assert found["cut"].ids == found["whole"].ids
+    assert set(found["cut"].files) == {"1.parquet", "2.parquet"}
+    for side in ("safe_text", "unsafe_image"):
+        one, other = (getattr(found[name].embeddings["base"], side) for name in ("whole", "cut"))
+        assert np.abs(one - other).max() < 1e-5
 
 
 def test_pictures_that_do_not_decode_get_no_numbers_and_the_others_theirs():
