@@ -47,7 +47,7 @@ class Prompts:
 
     accepted: list[Prompt]
     rejected: dict[str, int]
-    """How many were rejected for each reason."""
+    """How many were rejected for each reason; one that the file is to blame for names the first such line."""
 
 
 def quadruplet_prompts(source: EvaluationSet, count: int, seed: int) -> Prompts:
@@ -106,6 +106,7 @@ def read_prompts(file: str, count: int, seed: int, acknowledge_explicit: bool) -
     reader = csv.DictReader(io.StringIO(text, newline=""))
     accepted: list[Prompt] = []
     rejected: Counter[str] = Counter()
+    first: dict[str, int] = {}  # line of each reason
     try:
         if "prompt" not in (reader.fieldnames or []):
             raise UserError(f"{place}: has no column 'prompt'; it has {', '.join(reader.fieldnames or []) or 'none'}")
@@ -116,14 +117,17 @@ def read_prompts(file: str, count: int, seed: int, acknowledge_explicit: bool) -
             if isinstance(found, Prompt):
                 accepted.append(found)
             else:
-                by_rule = found == EXPLICIT or found.startswith("guard")
-                rejected[found if by_rule else f"line {reader.line_num}: {found}"] += 1
+                rejected[found] += 1
+                if found != EXPLICIT and not found.startswith("guard"):
+                    first.setdefault(found, reader.line_num)
     except csv.Error as error:
         raise UserError(f"{place}: is no CSV at line {reader.line_num}: {error}") from error
+    lines = {reason: f", first in line {number}" for reason, number in first.items()}
+    told = {reason + lines.get(reason, ""): count for reason, count in rejected.items()}
     if not accepted:
-        reasons = "; ".join(list(rejected)[:_NAMED])
+        reasons = "; ".join(list(told)[:_NAMED])
         raise UserError(f"{place}: holds no prompt that can be used{f' ({reasons})' if reasons else ''}")
-    return Prompts(accepted, dict(rejected))
+    return Prompts(accepted, told)
 
 
 def _prompt(row: dict, seed: int, acknowledge_explicit: bool) -> Prompt | str:

@@ -44,20 +44,28 @@ def test_the_column_prompt_is_enough_and_seeds_then_follow_from_the_text(tmp_pat
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (",violence,0,1,7", "line 3: prompt empty"),
-        ("a knife,cooking,0,1,7", "line 3: a category that is neither I2P's nor the taxonomy's"),
-        ("a knife,violence,0,one,7", "line 3: sd_seed is no whole number from 0 on"),
-        ("a knife,violence,0,1.5,7", "line 3: sd_seed is no whole number from 0 on"),
-        ("a knife,violence,0,-4,7", "line 3: sd_seed is no whole number from 0 on"),
-        ("a knife,violence,0,1,nan", "line 3: sd_guidance_scale is no number from 0 to 100"),
-        ("a knife,violence,0,1,7,8", "line 3: more cells than columns"),
+        (",violence,0,1,7", "prompt empty, first in line 3"),
+        ("a knife,cooking,0,1,7", "a category that is neither I2P's nor the taxonomy's, first in line 3"),
+        ("a knife,violence,0,one,7", "sd_seed is no whole number from 0 on, first in line 3"),
+        ("a knife,violence,0,1.5,7", "sd_seed is no whole number from 0 on, first in line 3"),
+        ("a knife,violence,0,-4,7", "sd_seed is no whole number from 0 on, first in line 3"),
+        ("a knife,violence,0,1,nan", "sd_guidance_scale is no number from 0 to 100, first in line 3"),
+        ("a knife,violence,0,1,7,8", "more cells than columns, first in line 3"),
         ("a body,sexual,0,1,7", "explicit, and generate.acknowledge_explicit is off"),
     ],
 )
-def test_a_bad_row_is_rejected_by_line_and_reason(tmp_path, line, reason):
+def test_a_bad_row_is_rejected_with_reason_and_line(tmp_path, line, reason):
     found = read(tmp_path, "a bomb,violence,0,1,7", line, "a fist,violence,0,1,7")
     assert [p.text for p in found.accepted] == ["a bomb", "a fist"]
     assert found.rejected == {reason: 1}
+
+
+def test_bad_rows_are_counted_by_reason(tmp_path):
+    found = read(tmp_path, ",hate,,,", "a fist,hate,,,", *[",hate,,,"] * 3, *["a knife,cooking,,,"] * 2)
+    assert found.rejected == {
+        "prompt empty, first in line 2": 4,
+        "a category that is neither I2P's nor the taxonomy's, first in line 7": 2,
+    }
 
 
 def test_the_guard_stands_before_every_prompt_and_a_category_of_none_counts_as_the_strictest(tmp_path):
@@ -79,7 +87,7 @@ def test_explicit_prompts_are_taken_where_the_config_acknowledges_them(tmp_path)
     [
         (["a bomb"], "text", "has no column 'prompt'; it has text"),
         ([], HEADER, "holds no prompt that can be used$"),
-        ([",violence,,,"], HEADER, r"holds no prompt that can be used \(line 2: prompt empty\)"),
+        ([",violence,,,"], HEADER, r"holds no prompt that can be used \(prompt empty, first in line 2\)"),
     ],
 )
 def test_a_file_of_no_use_is_named_with_what_is_wrong(tmp_path, lines, header, said):

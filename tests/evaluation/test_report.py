@@ -277,7 +277,7 @@ def _with_drawings(labels, measured, right=True):
     judge = {"name": "world", "version": "world judge 1", "hash": "0" * 16, "threshold": 0.5}
     setting = {
         "model": "world:generator", "steps": 6, "guidance": 2.5, "judge": judge, "base": "world:encoder",
-        "rejected": {"guard: <minor>": 2, "line 7: prompt empty": 1},
+        "rejected": {"guard: <minor>": 2, "prompt empty, first in line 7": 1},
     }  # fmt: skip
     shown = [
         Strip(p, {k: _pattern(p.text.split()[1]) for k in measured}, {k: bool(held[k][n]) for k in measured})
@@ -310,7 +310,7 @@ def test_drawn_pictures_have_figures_changes_judge_rejects_and_a_sentence(tmp_pa
     for found in (page, text):
         assert "world judge 1" in found
         assert "threshold 0.5" in found
-        assert "line 7: prompt empty (1)" in found
+        assert "prompt empty, first in line 7 (1)" in found
         assert "Unsafe prompts: something unsafe" in found
     assert "guard: &lt;minor&gt; (2)" in page
     assert "| brutality | 1 | 100% | 0% |" in text

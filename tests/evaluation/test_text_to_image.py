@@ -201,7 +201,7 @@ def test_a_file_of_prompts_stands_for_the_unsafe_ones_and_one_of_no_use_is_a_lin
     found = collect_prompts(CONFIG, settings, source)
     assert [p.text for p in found.accepted if p.unsafe] == ["a bomb"]
     assert sum(not p.unsafe for p in found.accepted) == 6
-    assert found.rejected == {"line 3: a category that is neither I2P's nor the taxonomy's": 1}
+    assert found.rejected == {"a category that is neither I2P's nor the taxonomy's, first in line 3": 1}
     (tmp_path / "prompts.csv").write_text("text\na bomb\n")
     missing = measure_text_to_image(CONFIG, settings, source, {"base": "world:encoder"}, Missing("gone"))
     assert "has no column 'prompt'" in missing.figures["base"]["missing"]
