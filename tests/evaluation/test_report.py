@@ -1,5 +1,6 @@
 import html.parser
 import io
+import itertools
 import re
 
 import numpy as np
@@ -28,11 +29,11 @@ from safeclip.world.scenes import Scene, render
 
 
 class _Page(html.parser.HTMLParser):
-    """What a page refers to, and the alternatives of its pictures."""
+    """A page's addresses, alternatives of pictures, levels of headings, and what has a label or scrolls."""
 
     def __init__(self, text):
         super().__init__()
-        self.addresses, self.alternatives = [], []
+        self.addresses, self.alternatives, self.levels, self.labelled, self.scrolling = [], [], [], [], []
         self.feed(text)
         self.close()
 
@@ -41,6 +42,12 @@ class _Page(html.parser.HTMLParser):
         self.addresses += [found[k] for k in ("src", "href", "xlink:href") if k in found]
         if tag == "img":
             self.alternatives.append(found.get("alt"))
+        if re.fullmatch(r"h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+        if "aria-label" in found:
+            self.labelled.append((tag, found.get("role"), found["aria-label"]))
+        if found.get("class") == "wide":
+            self.scrolling.append(found)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,15 @@ def test_every_picture_has_an_alternative_that_says_what_it_shows(page):
     alternatives = _Page(page).alternatives
     assert len(alternatives) >= 8
     assert all(text and (" on " in text or "wall" in text) for text in alternatives)
+
+
+def test_the_page_can_be_read_by_ear_and_scrolled_by_keys(page):
+    parsed = _Page(page)
+    assert parsed.levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(parsed.levels))
+    assert all(label and role for _, role, label in parsed.labelled)
+    assert parsed.scrolling
+    assert all(found["tabindex"] == "0" and found["aria-label"] for found in parsed.scrolling)
 
 
 def test_the_page_and_the_text_say_what_the_metrics_say(report, page):
