@@ -9,8 +9,8 @@
 
 Needs what jobs.generate made, and without --encoders what jobs.train_encoder made. The report goes to the run's
 report/; that of other encoders goes to report-<labels>-<hash>/ beside it, a thorough one to the same with -thorough
-at the end. Embeddings are kept in the run's embeddings/, by hashes of encoder and rows, and may be deleted. Settings:
-ray_config.yaml, evaluate.
+at the end. Embeddings are kept in the run's embeddings/, and what was drawn and described in its answers/, by hashes
+of what they were made from; both may be deleted. Settings: ray_config.yaml, evaluate.
 """
 
 import dataclasses

@@ -1,12 +1,17 @@
-"""Work that each of several encoders does in batches: shared out to Ray Data actors, gathered in order."""
+"""Work that each of several encoders does in batches: shared out to Ray Data actors, kept, gathered in order.
 
-from collections.abc import Iterable
+Each answer is kept in a Parquet file that is named by what the answer was made from. Whoever asks for the same again,
+a call that was cut off or a report with other intervals, finds it there. The files may be deleted at any time.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from safeclip.artifacts import Folder
 from safeclip.config import Resources
-from safeclip.evaluation.encoders import Source
 
 
 @dataclass(frozen=True)
@@ -16,37 +21,51 @@ class Missing:
     reason: str
 
 
-def source_everywhere(source: Source) -> Source:
-    """Returns an encoder's source so that it means the same in every process of this machine."""
-    return source.everywhere() if isinstance(source, Folder) else source
-
-
-def sources_everywhere(encoders: dict[str, Source]) -> dict[str, Source]:
-    """Returns encoders' sources, by label, as `source_everywhere` does."""
-    return {label: source_everywhere(source) for label, source in encoders.items()}
-
-
 def answer_batches(
-    actor: type, arguments: tuple, labels: Iterable[str], batches: int, resources: Resources, what: str
+    actor: type, arguments: tuple, names: dict[str, list[str]], resources: Resources, what: str, kept: Folder
 ) -> dict[str, list[dict[str, Any]]]:
-    """Has actors answer every batch with each encoder. Needs a Ray that is connected.
+    """Has actors answer every batch with each encoder, as far as no answer is kept.
+
+    Needs a Ray that is connected.
 
     Args:
-        actor: answers a row of `encoder`, a label, and `batch`, a number, by a row that has these two and more.
+        actor: answers a row of `encoder`, a label, `batch`, a number, and `name` by one that has these, `whole`, and
+            more; an answer that is not whole, since something was missing, is not kept.
         arguments: of its constructor.
-        labels: of the encoders.
-        batches: how many there are.
+        names: for each encoder, by its label, a hash for each batch of all that its answer depends on.
         resources: that the actors reserve.
-        what: is being done, for the progress bar.
+        what: is being done, for messages.
+        kept: where answers are kept.
 
     Returns:
         For each encoder, by its label, the rows in the order of the batches.
     """
-    import ray
-    from ray.data import ActorPoolStrategy
     from tqdm import tqdm
 
-    work = [{"encoder": label, "batch": index} for label in labels for index in range(batches)]
+    kept.make(private=True)
+    asked = {
+        name: {"encoder": label, "batch": index, "name": name}
+        for label, own in names.items()
+        for index, name in enumerate(own)
+    }
+    found = {name: row for name in asked if (row := _read(kept, name)) is not None}
+    work = [row for name, row in asked.items() if name not in found]
+    print(f"{what}: {len(asked)} batches, {len(work)} of them now, the others from {kept.name}/")
+    for answer in tqdm(_answer(actor, arguments, work, resources), total=len(work), desc=what, unit="batch"):
+        row = answer.to_pylist()[0]
+        found[row["name"]] = row
+        if row["whole"]:
+            kept.write_table(f"{row['name']}.parquet", answer)
+    return {label: [found[name] for name in own] for label, own in names.items()}
+
+
+def _answer(actor: type, arguments: tuple, work: list[dict[str, Any]], resources: Resources) -> Iterator[pa.Table]:
+    """Yields answers, each a table of one row, as soon as they are there."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    if not work:
+        return
     answered = ray.data.from_items(work, override_num_blocks=len(work)).map(
         actor,
         fn_constructor_args=arguments,
@@ -54,6 +73,12 @@ def answer_batches(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
     )
-    bar = tqdm(answered.iter_rows(), total=len(work), desc=what, unit="batch")
-    found = {(row["encoder"], row["batch"]): row for row in bar}
-    return {label: [found[label, index] for index in range(batches)] for label in labels}
+    yield from answered.iter_batches(batch_size=1, batch_format="pyarrow")
+
+
+def _read(kept: Folder, name: str) -> dict[str, Any] | None:
+    """Returns an answer, None where the file is not there or is damaged."""
+    try:
+        return kept.read_table(f"{name}.parquet").to_pylist()[0]
+    except (OSError, pa.ArrowException):
+        return None

@@ -7,11 +7,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from safeclip.artifacts import Folder
+import pyarrow as pa
+
+from safeclip import guard
+from safeclip.artifacts import Folder, hash_of, table_hash
 from safeclip.config import Generate, ImageToText
 from safeclip.encoder.publish import weights_hash
 from safeclip.errors import UserError
-from safeclip.evaluation.batches import Missing, answer_batches, sources_everywhere
+from safeclip.evaluation.batches import Missing, answer_batches
 from safeclip.evaluation.captioner import Captioner
 from safeclip.evaluation.encoders import Source, load_from
 from safeclip.evaluation.swap import swap_vision_tower
@@ -32,13 +35,18 @@ class Batch:
         """The pictures' column."""
         return "unsafe_image" if self.unsafe else "safe_image"
 
+    def read(self, folder: Folder) -> pa.Table:
+        """Returns the rows: concept, safe caption and picture."""
+        columns = ["concept", "safe_caption", self.side]
+        return folder.read_table(self.file).select(columns).slice(self.start, self.rows)
+
 
 @dataclass(frozen=True)
 class Answer:
     """What became of a batch."""
 
-    texts: list[str]
-    """The captions."""
+    texts: list[str | None]
+    """The captions; None in the place of one that the guard drops."""
     unsafe: list[bool]
     """Of each caption, whether it says something unsafe."""
     right: list[bool] | None
@@ -78,8 +86,9 @@ class Describer:
             self.missing = dict.fromkeys(encoders, str(error))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Answers a row of `encoder`, a label, and `batch`, a number: adds the answer as JSON."""
-        return {**row, "answer": json.dumps(asdict(self.describe(row["encoder"], self.batches[row["batch"]])))}
+        """Answers a row for `answer_batches`: adds the answer as JSON."""
+        found = self.describe(row["encoder"], self.batches[row["batch"]])
+        return {**row, "whole": not isinstance(found, Missing), "answer": json.dumps(asdict(found))}
 
     def describe(self, label: str, batch: Batch) -> Answer | Missing:
         """Returns what becomes of a batch with an encoder."""
@@ -87,15 +96,16 @@ class Describer:
             self._take(label)
         if label in self.missing:
             return Missing(self.missing[label])
-        columns = ["concept", "safe_caption", batch.side]
-        rows = self.folder.read_table(batch.file).select(columns).slice(batch.start, batch.rows)
+        rows = batch.read(self.folder)
         try:
             texts = self.captioner.write(rows[batch.side].to_pylist())
         except UserError as error:
             return Missing(f"{self.folder.url}/{batch.file}: {error}")
-        scores = self.judge.unsafe(texts, [(concept,) for concept in rows["concept"].to_pylist()])
+        concepts = rows["concept"].to_pylist()
+        unsafe = [score >= self.judge.threshold for score in self.judge.unsafe(texts, [(c,) for c in concepts])]
         right = None if batch.unsafe else self.judge.says_the_same(texts, rows["safe_caption"].to_pylist())
-        return Answer(texts, [score >= self.judge.threshold for score in scores], right, self.identity)
+        told = [t if guard.check(t, c) is None else None for t, c in zip(texts, concepts, strict=True)]
+        return Answer(told, unsafe, right, self.identity)
 
     def _take(self, label: str) -> None:
         try:
@@ -112,15 +122,33 @@ def _identity(name: str, judge: TextJudge) -> dict[str, Any]:
 
 
 def describe_batches(
-    encoders: dict[str, Source], folder: Folder, batches: list[Batch], settings: ImageToText, generate: Generate
+    encoders: dict[str, Source],
+    identities: dict[str, str],
+    folder: Folder,
+    batches: list[Batch],
+    settings: ImageToText,
+    generate: Generate,
+    kept: Folder,
 ) -> dict[str, list[Answer] | Missing]:
-    """Describes all batches with each encoder. Needs a Ray that is connected; the arguments are those of `Describer`.
+    """Describes all batches with each encoder. Needs a Ray that is connected.
+
+    Args:
+        encoders: as for `Describer`, as all that is not told here.
+        identities: of the encoders, as `identify` tells them.
+        folder: of the quadruplets.
+        batches: of its rows.
+        settings: of the model.
+        generate: says which judge.
+        kept: where answers are kept.
 
     Returns:
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
     """
-    arguments = (sources_everywhere(encoders), folder.everywhere(), batches, settings, generate)
-    rows = answer_batches(Describer, arguments, encoders, len(batches), settings.resources, "image to text")
+    arguments = (encoders, folder.everywhere(), batches, settings, generate)
+    made_from = [settings.model_dump(exclude={"count", "batch", "resources"}), generate.judges.model_dump()]
+    asked = [[table_hash(batch.read(folder)), batch.unsafe] for batch in batches]
+    names = {label: [hash_of("image to text", identities[label], made_from, a) for a in asked] for label in encoders}
+    rows = answer_batches(Describer, arguments, names, settings.resources, "image to text", kept)
     return {label: _read([json.loads(row["answer"]) for row in own]) for label, own in rows.items()}
 
 

@@ -9,14 +9,15 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from safeclip.artifacts import Folder
+from safeclip.artifacts import Folder, hash_of
 from safeclip.config import Generate, TextToImage
 from safeclip.encoder.model import Encoder
 from safeclip.encoder.publish import weights_hash
 from safeclip.errors import UserError
-from safeclip.evaluation.batches import Missing, answer_batches, source_everywhere, sources_everywhere
+from safeclip.evaluation.batches import Missing, answer_batches
 from safeclip.evaluation.encoders import Source, load_from
 from safeclip.evaluation.prompts import Prompt
+from safeclip.evaluation.reference import Reference
 from safeclip.evaluation.swap import swap_text_encoder
 from safeclip.generation.illustrate import MARK, encode_picture
 from safeclip.generation.judges import ImageJudge, make_image_judge
@@ -81,11 +82,12 @@ class Drawer:
         self.base = base if isinstance(base, Missing) else _load(base, self.painter.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Answers a row of `encoder`, a label, and `batch`, a number: adds pictures, and the rest as JSON."""
+        """Answers a row for `answer_batches`: adds pictures, and the rest as JSON."""
         found = self.draw(row["encoder"], self.batches[row["batch"]])
         if isinstance(found, Missing):
-            return {**row, "pictures": [b""], "answer": json.dumps(asdict(found))}
-        return {**row, "pictures": found.pictures, "answer": json.dumps({**asdict(found), "pictures": []})}
+            return {**row, "whole": False, "pictures": [b""], "answer": json.dumps(asdict(found))}
+        answer = json.dumps({**asdict(found), "pictures": []})
+        return {**row, "whole": found.unread is None, "pictures": found.pictures, "answer": answer}
 
     def draw(self, label: str, batch: list[Prompt]) -> Answer | Missing:
         """Returns what becomes of a batch with an encoder."""
@@ -135,20 +137,36 @@ def _identity(name: str, judge: ImageJudge) -> dict[str, Any]:
 
 def draw_batches(
     encoders: dict[str, str | Folder],
+    identities: dict[str, str],
     batches: list[list[Prompt]],
     shown: set[tuple[str, bool]],
     settings: TextToImage,
     generate: Generate,
-    base: Source | Missing,
+    reference: Reference | Missing,
+    kept: Folder,
 ) -> dict[str, list[Answer] | Missing]:
-    """Draws all batches with each encoder. Needs a Ray that is connected; the arguments are those of `Drawer`.
+    """Draws all batches with each encoder. Needs a Ray that is connected.
+
+    Args:
+        encoders: as for `Drawer`, as all that is not told here.
+        identities: of the encoders, as `identify` tells them.
+        batches: of prompts.
+        shown: prompts whose pictures are wanted.
+        settings: of the model.
+        generate: says which judge.
+        reference: has the base encoder, or why the pictures are not embedded.
+        kept: where answers are kept.
 
     Returns:
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
     """
-    everywhere = base if isinstance(base, Missing) else source_everywhere(base)
-    arguments = (sources_everywhere(encoders), batches, shown, settings, generate, everywhere)
-    rows = answer_batches(Drawer, arguments, encoders, len(batches), settings.resources, "text to image")
+    base, identity = (reference, "") if isinstance(reference, Missing) else (reference.encoder, reference.identity)
+    made = settings.model_dump(exclude={"prompts", "count", "batch", "resources"})
+    made_from = [made, generate.judges.model_dump(), generate.concepts, identity]
+    asked = [[[asdict(p), (p.id, p.unsafe) in shown] for p in batch] for batch in batches]
+    names = {label: [hash_of("text to image", identities[label], made_from, a) for a in asked] for label in encoders}
+    arguments = (encoders, batches, shown, settings, generate, base)
+    rows = answer_batches(Drawer, arguments, names, settings.resources, "text to image", kept)
     return {label: _read(own) for label, own in rows.items()}
 
 
@@ -157,4 +175,4 @@ def _read(rows: list[dict[str, Any]]) -> list[Answer] | Missing:
     reason = next((answer["reason"] for answer, _ in found if "reason" in answer), None)
     if reason is not None:
         return Missing(reason)
-    return [Answer(**{**answer, "pictures": list(pictures)}) for answer, pictures in found]
+    return [Answer(**{**answer, "pictures": pictures}) for answer, pictures in found]

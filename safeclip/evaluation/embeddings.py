@@ -274,7 +274,11 @@ def embed_groups(
 
 
 def embed_sets(
-    sets: list[EvaluationSet], encoders: dict[str, Source], settings: Evaluate, cache: Folder
+    sets: list[EvaluationSet],
+    encoders: dict[str, Source],
+    settings: Evaluate,
+    cache: Folder,
+    identities: dict[str, str] | None = None,
 ) -> dict[str, EmbeddedSet]:
     """Embeds sets of quadruplets with all encoders in one pass over the rows.
 
@@ -283,6 +287,7 @@ def embed_sets(
         encoders: by label, what `load_from` takes.
         settings: as for `embed_units`.
         cache: where embeddings are kept.
+        identities: as for `embed_units`.
 
     Returns:
         For each set, by its name, its rows.
@@ -290,5 +295,5 @@ def embed_sets(
     Raises:
         UserError: as `embed_units` does, or a set is empty.
     """
-    found = embed_groups([units_of(s) for s in sets], encoders, settings, cache)
+    found = embed_groups([units_of(s) for s in sets], encoders, settings, cache, identities)
     return {s.name: join_set(s, part) for s, part in zip(sets, found, strict=True)}

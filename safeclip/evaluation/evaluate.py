@@ -54,11 +54,10 @@ def evaluate(config: Config, run: Folder, comparison: Comparison | None = None) 
     if config.evaluate.rendered:
         place = stage.folder / "sets" / "zero_shot"
         classified = [*world_sets(config.evaluate.rendered, config.seed, place), *classified]
-    cache = run / "embeddings"
-    embedded, of_classified = _embed(sets, classified, encoders, identities, config, cache)
+    embedded, of_classified = _embed(sets, classified, encoders, identities, config, run)
     results = {name: {label: run_tasks(e) for label, e in s.embeddings.items()} for name, s in embedded.items()}
-    drawn = _draw(config, sets[0], embedded[sets[0].name], encoders, cache)
-    described = _describe(config, sets[0], encoders)
+    drawn = _draw(config, sets[0], embedded[sets[0].name], encoders, identities, run)
+    described = _describe(config, sets[0], encoders, identities, run)
 
     labels, resamples, seed = list(encoders), config.evaluate.bootstrap, config.seed
     parts = [
@@ -138,12 +137,12 @@ def _embed(
     encoders: dict[str, Source],
     identities: dict[str, str],
     config: Config,
-    cache: Folder,
+    run: Folder,
 ) -> tuple[dict[str, EmbeddedSet], list[SetEmbeddings]]:
     """Embeds quadruplets by set, and the pictures and descriptions of data sets to classify."""
     pictures, texts = [s.pictures for s in classified], [s.texts() for s in classified]
     groups = [*map(units_of, sets), *pictures, *texts]
-    found = embed_groups(groups, encoders, config.evaluate, cache, identities)
+    found = embed_groups(groups, encoders, config.evaluate, run / "embeddings", identities)
     n, m = len(sets), len(classified)
     embedded = {s.name: join_set(s, part) for s, part in zip(sets, found[:n], strict=True)}
     return embedded, [
@@ -153,18 +152,27 @@ def _embed(
 
 
 def _draw(
-    config: Config, source: EvaluationSet, embedded: EmbeddedSet, encoders: dict[str, Source], cache: Folder
+    config: Config,
+    source: EvaluationSet,
+    embedded: EmbeddedSet,
+    encoders: dict[str, Source],
+    identities: dict[str, str],
+    run: Folder,
 ) -> TextToImageResult | None:
     settings = config.evaluate.text_to_image
     if settings is None:
         return None
-    reference = find_reference(config, source, embedded, encoders, cache)
-    return measure_text_to_image(config, settings, source, encoders, reference)
+    reference = find_reference(config, source, embedded, encoders, identities, run / "embeddings")
+    return measure_text_to_image(config, settings, source, encoders, identities, reference, run / "answers")
 
 
-def _describe(config: Config, source: EvaluationSet, encoders: dict[str, Source]) -> ImageToTextResult | None:
+def _describe(
+    config: Config, source: EvaluationSet, encoders: dict[str, Source], identities: dict[str, str], run: Folder
+) -> ImageToTextResult | None:
     settings = config.evaluate.image_to_text
-    return measure_image_to_text(config, settings, source, encoders) if settings else None
+    if settings is None:
+        return None
+    return measure_image_to_text(config, settings, source, encoders, identities, run / "answers")
 
 
 def _titles_of(sets: list[EvaluationSet]) -> dict[str, dict[str, str]]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from safeclip import guard
 from safeclip.artifacts import Folder
 from safeclip.config import Config, ImageToText
 from safeclip.evaluation.batches import Missing
@@ -66,7 +65,12 @@ class ImageToTextResult:
 
 
 def measure_image_to_text(
-    config: Config, settings: ImageToText, source: EvaluationSet, encoders: dict[str, str | Folder]
+    config: Config,
+    settings: ImageToText,
+    source: EvaluationSet,
+    encoders: dict[str, str | Folder],
+    identities: dict[str, str],
+    kept: Folder,
 ) -> ImageToTextResult:
     """Describes the set's pictures with each encoder, and judges. Needs a Ray that is connected.
 
@@ -78,13 +82,15 @@ def measure_image_to_text(
         settings: the config's `evaluate.image_to_text`.
         source: quadruplets whose pictures are described.
         encoders: by label, what `load_encoder` takes, or the folder of an encoder on any file system.
+        identities: of the encoders, as `identify` tells them.
+        kept: where answers are kept.
     """
     setting: dict[str, Any] = {"model": settings.model, "prompt": settings.prompt, "max_tokens": settings.max_tokens}
     batches, pictures = make_batches(source, settings.count, settings.batch)
     if not batches:
         reason = f"{source.folder.url}: holds no quadruplets"
         return ImageToTextResult({label: {"missing": reason} for label in encoders}, setting, [])
-    answers = describe_batches(encoders, source.folder, batches, settings, config.generate)
+    answers = describe_batches(encoders, identities, source.folder, batches, settings, config.generate, kept)
     figures: dict[str, dict[str, Any]] = {}
     measured: dict[str, list[Answer]] = {}
     said: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
@@ -195,7 +201,7 @@ def _strips(
     shown: list[int] = []
     for unsafe, limit in ((True, SHOWN_UNSAFE), (False, SHOWN_SAFE)):
         rows = [i for i, p in enumerate(pictures) if p.unsafe == unsafe]
-        rows = [i for i in rows if all(guard.check(own[i], pictures[i].concept) is None for own in texts.values())]
+        rows = [i for i in rows if all(own[i] is not None for own in texts.values())]
         shown += [rows[i] for i in choose_queries([pictures[i].concept for i in rows], seed, limit)]
     tables = {file: source.folder.read_table(file) for file in {pictures[i].file for i in shown}}
     strips = []
@@ -203,7 +209,7 @@ def _strips(
         picture = pictures[i]
         row = tables[picture.file].slice(picture.row, 1).to_pylist()[0]
         image, caption = (row[f"{'unsafe' if picture.unsafe else 'safe'}_{half}"] for half in ("image", "caption"))
-        told = {label: own[i] for label, own in texts.items()}
+        told = {label: str(own[i]) for label, own in texts.items()}
         marks = {label: bool(own[i]) for label, own in marked.items()}
         strips.append(Strip(image, picture.unsafe, picture.concept, caption, told, marks))
     return strips

@@ -10,7 +10,7 @@ from safeclip.config import Config
 from safeclip.errors import UserError
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.embeddings import EmbeddedSet, embed_sets
-from safeclip.evaluation.encoders import Source, resolve
+from safeclip.evaluation.encoders import Source, identify, resolve
 from safeclip.evaluation.sets import EvaluationSet
 
 
@@ -20,6 +20,8 @@ class Reference:
 
     encoder: Source
     """What `load_from` takes."""
+    identity: str
+    """As `identify` tells it."""
     ids: list[str]
     """Of the quadruplets."""
     texts: np.ndarray
@@ -35,7 +37,12 @@ class Reference:
 
 
 def find_reference(
-    config: Config, source: EvaluationSet, embedded: EmbeddedSet, encoders: dict[str, Source], cache: Folder
+    config: Config,
+    source: EvaluationSet,
+    embedded: EmbeddedSet,
+    encoders: dict[str, Source],
+    identities: dict[str, str],
+    cache: Folder,
 ) -> Reference | Missing:
     """Returns the base encoder's view of a set, or why there is none.
 
@@ -46,6 +53,7 @@ def find_reference(
         source: the set.
         embedded: the set, embedded with some encoders.
         encoders: these, by label.
+        identities: of these, as `identify` tells them.
         cache: where embeddings are kept.
     """
     base = resolve(config.train.base)
@@ -53,8 +61,9 @@ def find_reference(
     if label is None:
         label = "base"
         try:
-            embedded = embed_sets([source], {label: base}, config.evaluate, cache)[source.name]
+            identities = identify({label: base})
+            embedded = embed_sets([source], {label: base}, config.evaluate, cache, identities)[source.name]
         except UserError as error:
             return Missing(str(error))
     sides = embedded.embeddings[label]
-    return Reference(base, embedded.ids, sides.safe_text, sides.safe_image)
+    return Reference(base, identities[label], embedded.ids, sides.safe_text, sides.safe_image)

@@ -59,7 +59,9 @@ def measure_text_to_image(
     settings: TextToImage,
     source: EvaluationSet,
     encoders: dict[str, str | Folder],
+    identities: dict[str, str],
     reference: Reference | Missing,
+    kept: Folder,
 ) -> TextToImageResult:
     """Draws with each encoder, and judges. Needs a Ray that is connected.
 
@@ -71,7 +73,9 @@ def measure_text_to_image(
         settings: the config's `evaluate.text_to_image`.
         source: quadruplets whose captions are the prompts.
         encoders: by label, what `load_encoder` takes, or the folder of an encoder on any file system.
+        identities: of the encoders, as `identify` tells them.
         reference: the base encoder's view of the set, or why the figures that need it are missing.
+        kept: where answers are kept.
     """
     setting = {"model": settings.model, "steps": settings.steps, "guidance": settings.guidance}
     setting["base"] = config.train.base
@@ -83,11 +87,13 @@ def measure_text_to_image(
     batches, shown = make_batches(accepted, settings.batch), choose_shown(accepted, config.seed)
     answers = draw_batches(
         encoders,
+        identities,
         [[accepted[i] for i in batch] for batch in batches],
         {(accepted[i].id, accepted[i].unsafe) for i in shown},
         settings,
         config.generate,
-        reference if isinstance(reference, Missing) else reference.encoder,
+        reference,
+        kept,
     )
     order = [i for batch in batches for i in batch]
     asked = [accepted[i] for i in order]

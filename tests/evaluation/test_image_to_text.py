@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from safeclip.artifacts import Folder
@@ -45,11 +46,15 @@ def source(folder):
     return EvaluationSet("retrieval", "Unseen scenes", "", Folder(str(folder / "set")))
 
 
+def measure(config, source, folder):
+    encoders = {"base": "world:encoder", "safe": Folder(str(folder / "shaken")), "small": str(folder / "small")}
+    identities, kept = {label: label for label in encoders}, Folder(str(folder / "answers"))
+    return measure_image_to_text(config, config.evaluate.image_to_text, source, encoders, identities, kept)
+
+
 @pytest.fixture(scope="module")
 def result(ray_cluster, folder, source):
-    config = config_for(folder / "llava")
-    encoders = {"base": "world:encoder", "safe": Folder(str(folder / "shaken")), "small": str(folder / "small")}
-    return measure_image_to_text(config, config.evaluate.image_to_text, source, encoders)
+    return measure(config_for(folder / "llava"), source, folder)
 
 
 def test_the_base_encoder_gets_the_captions_of_the_model_as_it_came(result, folder):
@@ -98,10 +103,39 @@ def test_a_missing_model_or_judge_is_a_line(folder, model, sets, said):
     assert "\n" not in found.reason
 
 
+def test_only_what_changed_is_described_again(result, folder, tmp_path, capsys):
+    quadruplets = Folder(str(tmp_path / "set"))
+    Folder(str(folder / "set")).fs.copy(str(folder / "set"), quadruplets.path(), recursive=True)
+    source = EvaluationSet("retrieval", "", "", quadruplets)
+    capsys.readouterr()
+    found = measure(config_for(folder / "llava", "evaluate.bootstrap=20"), source, folder)
+    # Nothing is kept of the encoder that does not fit.
+    assert "image to text: 18 batches, 6 of them now, the others from answers/" in capsys.readouterr().out
+    assert (found.strips, found.setting) == (result.strips, result.setting)
+    first, *others = quadruplets.read_table("1.parquet").to_pylist()
+    changed = [{**first, "safe_caption": "a dog on white"}, *others]
+    quadruplets.write_table("1.parquet", pa.Table.from_pylist(changed))
+    measure(config_for(folder / "llava"), source, folder)
+    assert "18 batches, 10 of them now" in capsys.readouterr().out
+
+
+def test_a_caption_that_the_guard_drops_is_not_told(tmp_path):
+    first, other = rendered_quadruplets(2, 3, trained_unsafe_objects()).to_pylist()
+    rows = pa.Table.from_pylist([{**first, "concept": "no such concept"}, other])
+    Folder(str(tmp_path)).write_table("0.parquet", rows)
+    config = config_for("world:captioner")
+    encoders, batch = {"base": "world:encoder"}, Batch("0.parquet", 0, 2, True)
+    describer = Describer(encoders, Folder(str(tmp_path)), [batch], config.evaluate.image_to_text, config.generate)
+    answer = describer.describe("base", batch)
+    assert answer.texts[0] is None
+    assert answer.texts[1]
+    assert len(answer.unsafe) == 2
+
+
 def test_a_set_without_quadruplets_is_a_line(tmp_path):
     config = config_for("world:captioner")
     empty = EvaluationSet("retrieval", "", "", Folder(str(tmp_path)))
-    found = measure_image_to_text(config, config.evaluate.image_to_text, empty, {"base": "world:encoder"})
+    found = measure(config, empty, tmp_path)
     assert found.figures["base"]["missing"].endswith("holds no quadruplets")
     assert found.strips == []
 

@@ -3,6 +3,7 @@ import numpy as np
 from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.embeddings import EmbeddedSet
+from safeclip.evaluation.encoders import identify
 from safeclip.evaluation.reference import find_reference
 from safeclip.evaluation.retrieval import Embeddings
 from safeclip.evaluation.sets import EvaluationSet
@@ -18,9 +19,9 @@ def test_the_base_s_embeddings_are_taken_from_those_that_are_there(report):
     config, run, _ = report
     source = EvaluationSet("retrieval", "", "", run / "quadruplets" / "test")
     there = embedded("before")
-    found = find_reference(config, source, there, {"before": "world:encoder"}, run / "embeddings")
+    found = find_reference(config, source, there, {"before": "world:encoder"}, {"before": "0"}, run / "embeddings")
     texts, images = found.of(["c", "a"])
-    assert found.encoder == "world:encoder"
+    assert (found.encoder, found.identity) == ("world:encoder", "0")
     assert np.array_equal(texts, there.embeddings["before"].safe_text[[2, 0]])
     assert np.array_equal(images, there.embeddings["before"].safe_image[[2, 0]])
 
@@ -28,9 +29,12 @@ def test_the_base_s_embeddings_are_taken_from_those_that_are_there(report):
 def test_a_base_that_is_not_compared_embeds_the_set_and_one_that_does_not_load_is_a_line(report, tmp_path):
     config, run, _ = report
     source = EvaluationSet("retrieval", "", "", run / "quadruplets" / "test")
-    arguments = source, embedded("safe"), {"safe": str(run / "encoder" / "open_clip")}, run / "embeddings"
+    encoders = {"safe": str(run / "encoder" / "open_clip")}
+    arguments = source, embedded("safe"), encoders, {"safe": "0"}, run / "embeddings"
     rows = source.folder.read_table("00000.parquet").to_pylist()[:3]
-    texts, images = find_reference(config, *arguments).of([row["id"] for row in rows])
+    found = find_reference(config, *arguments)
+    assert found.identity == identify({"base": "world:encoder"})["base"]
+    texts, images = found.of([row["id"] for row in rows])
     encoder = load_encoder("world:encoder")
     assert np.abs(texts - encoder.encode_texts([row["safe_caption"] for row in rows])).max() < 1e-5
     assert np.abs(images - encoder.encode_images([row["safe_image"] for row in rows])).max() < 1e-5

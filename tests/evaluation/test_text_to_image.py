@@ -63,13 +63,18 @@ def source(folder):
 def reference_of(source, place):
     encoder, rows = load_encoder(place), source.folder.read_table("0.parquet").to_pydict()
     sides = encoder.encode_texts(rows["safe_caption"]), encoder.encode_images(rows["safe_image"])
-    return Reference(place, rows["id"], *sides)
+    return Reference(place, "0", rows["id"], *sides)
+
+
+def measure(config, source, folder, reference):
+    encoders = {"base": "world:encoder", "safe": Folder(str(folder / "shaken")), "small": str(folder / "small")}
+    identities, kept = {label: label for label in encoders}, Folder(str(folder / "answers"))
+    return measure_text_to_image(config, config.evaluate.text_to_image, source, encoders, identities, reference, kept)
 
 
 @pytest.fixture(scope="module")
 def result(ray_cluster, folder, source):
-    encoders = {"base": "world:encoder", "safe": Folder(str(folder / "shaken")), "small": str(folder / "small")}
-    return measure_text_to_image(CONFIG, SETTINGS, source, encoders, reference_of(source, "world:encoder"))
+    return measure(CONFIG, source, folder, reference_of(source, "world:encoder"))
 
 
 def test_the_base_encoder_gets_the_figures_and_pictures_of_the_pipeline_as_it_came(result, source):
@@ -169,6 +174,26 @@ def test_an_encoder_that_does_not_fit_says_why_and_the_others_are_measured(resul
     assert "width 32 instead of 128" in result.figures["small"]["missing"]
 
 
+def test_the_same_call_again_draws_nothing_again_and_one_that_shows_or_judges_otherwise_does(
+    result, folder, source, capsys
+):
+    reference, again = reference_of(source, "world:encoder"), CONFIG.evaluate.model_copy(update={"bootstrap": 20})
+    files = sorted((folder / "answers").iterdir())
+    assert len(files) == 2 * 4  # of the encoder that does not fit nothing is kept
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    capsys.readouterr()
+    found = measure(CONFIG.model_copy(update={"evaluate": again}), source, folder, reference)
+    assert "text to image: 12 batches, 5 of them now, the others from answers/" in capsys.readouterr().out
+    assert found.figures["safe"]["clip_score"] == result.figures["safe"]["clip_score"]
+    assert found.figures["safe"]["clip_score_ci"] != result.figures["safe"]["clip_score_ci"]
+    assert found.strips == result.strips
+    assert found.setting == result.setting
+    judges = CONFIG.generate.judges.model_copy(update={"image_threshold": 0.7})
+    generate = CONFIG.generate.model_copy(update={"judges": judges})
+    measure(CONFIG.model_copy(update={"generate": generate}), source, folder, reference)
+    assert "12 batches, 12 of them now" in capsys.readouterr().out
+
+
 def test_the_judge_and_the_model_are_named_and_all_can_be_written_as_json(result):
     judge = result.setting["judge"]
     assert (judge["name"], judge["version"], judge["threshold"]) == ("world", "world judge 1", 0.5)
@@ -203,7 +228,9 @@ def test_a_file_of_prompts_stands_for_the_unsafe_ones_and_one_of_no_use_is_a_lin
     assert sum(not p.unsafe for p in found.accepted) == 6
     assert found.rejected == {"a category that is neither I2P's nor the taxonomy's, first in line 3": 1}
     (tmp_path / "prompts.csv").write_text("text\na bomb\n")
-    missing = measure_text_to_image(CONFIG, settings, source, {"base": "world:encoder"}, Missing("gone"))
+    missing = measure_text_to_image(
+        CONFIG, settings, source, {"base": "world:encoder"}, {"base": "0"}, Missing("gone"), Folder(str(tmp_path))
+    )
     assert "has no column 'prompt'" in missing.figures["base"]["missing"]
     assert missing.strips == []
 
