@@ -3,6 +3,7 @@
 from typing import Any
 
 from safeclip.config import ImageToText
+from safeclip.device import reserved_device
 from safeclip.encoder.model import decode_image
 from safeclip.errors import UserError
 
@@ -56,10 +57,8 @@ class Captioner:
         Raises:
             UserError: the model cannot be loaded.
         """
-        import torch
-
         self.settings = settings
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = reserved_device()
         self.model, self.processor = load_captioner(settings, self.device)
         self.prompt = settings.prompt.replace("<image>", self.processor.image_token)
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from safeclip.artifacts import Folder, table_hash
 from safeclip.config import Evaluate
+from safeclip.device import reserved_device
 from safeclip.encoder.model import Encoder, decode_image
 from safeclip.errors import UserError
 from safeclip.evaluation.encoders import Source, identify, load_from
@@ -138,9 +139,7 @@ class Embedder:
     """A Ray Data actor that embeds units; it loads an encoder when the cache lacks something of it."""
 
     def __init__(self, encoders: dict[str, Source], identities: dict[str, str], batch: int, cache: Folder) -> None:
-        import ray
-
-        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self.device = reserved_device()
         self.encoders, self.identities, self.batch, self.cache = encoders, identities, batch, cache
         self.loaded: dict[str, Encoder] = {}
 
