@@ -106,15 +106,15 @@ async def read_images(request: Request) -> list[bytes]:
     """Returns the encoded pictures of a request, from base64 in JSON or from the files of a form.
 
     Raises:
-        HTTPException: 400 for neither of both or broken JSON, 413 for too large a picture, 422 for other mistakes.
+        HTTPException: 400 for neither of both, 413 for too large a picture, 422 for a form that holds something else.
+        RequestValidationError: the JSON is not as it ought to be.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         try:
             images = Images.model_validate_json(await request.body()).images
         except ValidationError as error:
-            malformed = any(each["type"] == "json_invalid" for each in error.errors())
-            raise HTTPException(400 if malformed else 422, _reasons(error.errors())) from None
+            raise RequestValidationError(error.errors()) from None
     elif kind == "multipart/form-data":
         async with request.form(max_files=MAX_ITEMS) as form:
             files = form.getlist("images")

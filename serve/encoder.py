@@ -1,7 +1,6 @@
 """The safe encoder as a replica runs it: loaded from a run, with requests batched over all callers."""
 
 import asyncio
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,19 +8,9 @@ from ray import serve
 
 from safeclip.artifacts import Folder
 from safeclip.config import Serve
-from safeclip.encoder.load import load_encoder
-from safeclip.encoder.model import Encoder, decode_image
+from safeclip.encoder.load import load_from
+from safeclip.encoder.model import decode_image
 from serve.schemas import IMAGE_FORMATS, MAX_IMAGE_PIXELS
-
-
-def load_from_run(run: Folder, device: str) -> Encoder:
-    """Loads a run's safe encoder, by way of a temporary copy where the run lies in an object store."""
-    folder = run / "encoder" / "open_clip"
-    if folder.is_local:
-        return load_encoder(folder.path(), device)
-    with tempfile.TemporaryDirectory() as copy:
-        folder.fs.get(folder.path(), f"{copy}/open_clip", recursive=True)
-        return load_encoder(f"{copy}/open_clip", device)
 
 
 class BatchedEncoder:
@@ -29,7 +18,7 @@ class BatchedEncoder:
 
     def __init__(self, run: Folder, settings: Serve):
         """Loads the encoder."""
-        self.encoder = load_from_run(run, "cuda" if settings.gpus else "cpu")
+        self.encoder = load_from(run / "encoder" / "open_clip", "cuda" if settings.gpus else "cpu")
         # A decoded picture may take 160 MB, so no more of them than CPUs are in memory at once.
         self.decoders = ThreadPoolExecutor(max(1, int(settings.cpus)))
         for method in (self._embed_texts, self._embed_pixels):

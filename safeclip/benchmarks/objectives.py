@@ -7,12 +7,13 @@ from typing import Any
 
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config
+from safeclip.encoder.load import load_from
 from safeclip.encoder.model import Encoder
 from safeclip.encoder.objectives import NEGATION, OBJECTIVES, make_objective
 from safeclip.encoder.train import check_settings, train_encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import embed_sets
-from safeclip.evaluation.encoders import Source, load_from
+from safeclip.evaluation.encoders import Source
 from safeclip.evaluation.retrieval import TASKS, run_tasks
 from safeclip.evaluation.sets import evaluation_sets
 from safeclip.evaluation.zero_shot import class_embeddings, classify

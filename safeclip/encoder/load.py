@@ -1,10 +1,12 @@
 """Where an encoder is loaded from: the embedded world, a folder of either library, a file, a name."""
 
 import copy
+import tempfile
 from pathlib import Path
 
 import open_clip
 
+from safeclip.artifacts import Folder
 from safeclip.encoder.huggingface import load_huggingface
 from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
@@ -40,6 +42,28 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     preprocess_cfg["size"] = list(model.visual.image_size)  # as JSON gives it back
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     return Encoder(model.eval().requires_grad_(False), tokenizer, preprocess, config, device)
+
+
+def load_from(source: str | Folder, device: str = "cpu") -> Encoder:
+    """Loads an encoder, by way of a temporary copy where it lies in an object store.
+
+    Args:
+        source: what `load_encoder` takes, or the folder of an encoder on any file system.
+        device: where the model is put.
+
+    Raises:
+        UserError: as `load_encoder` does, or there is no such folder.
+    """
+    if not isinstance(source, Folder):
+        return load_encoder(source, device)
+    if source.is_local:
+        return load_encoder(source.path(), device)
+    if not source.exists():
+        raise UserError(f"encoder {source.url!r} cannot be loaded: there is no such folder")
+    with tempfile.TemporaryDirectory() as local:
+        place = f"{local}/encoder"
+        source.fs.get(source.path(), place, recursive=True)
+        return load_encoder(place, device)
 
 
 def _resolve(source: str) -> tuple[str, str | None, bool]:

@@ -12,11 +12,12 @@ import pyarrow as pa
 from safeclip import guard
 from safeclip.artifacts import Folder, hash_of, table_hash
 from safeclip.config import Generate, ImageToText
+from safeclip.encoder.load import load_from
 from safeclip.encoder.publish import weights_hash
 from safeclip.errors import UserError
 from safeclip.evaluation.batches import Missing, answer_batches
 from safeclip.evaluation.captioner import Captioner
-from safeclip.evaluation.encoders import Source, load_from
+from safeclip.evaluation.encoders import Source
 from safeclip.evaluation.swap import swap_vision_tower
 from safeclip.generation.judges import TextJudge, make_text_judge
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from safeclip.artifacts import Folder, hash_of
 from safeclip.config import Generate, TextToImage
+from safeclip.encoder.load import load_from
 from safeclip.encoder.model import Encoder
 from safeclip.encoder.publish import weights_hash
 from safeclip.errors import UserError
 from safeclip.evaluation.batches import Missing, answer_batches
-from safeclip.evaluation.encoders import Source, load_from
+from safeclip.evaluation.encoders import Source
 from safeclip.evaluation.prompts import Prompt
 from safeclip.evaluation.reference import Reference
 from safeclip.evaluation.swap import swap_text_encoder

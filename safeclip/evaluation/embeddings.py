@@ -17,9 +17,10 @@ import pyarrow as pa
 from safeclip.artifacts import Folder, table_hash
 from safeclip.config import Evaluate
 from safeclip.device import reserved_device
+from safeclip.encoder.load import load_from
 from safeclip.encoder.model import Encoder, decode_image
 from safeclip.errors import UserError
-from safeclip.evaluation.encoders import Source, identify, load_from
+from safeclip.evaluation.encoders import Source, identify
 from safeclip.evaluation.retrieval import Embeddings
 from safeclip.evaluation.sets import EvaluationSet
 

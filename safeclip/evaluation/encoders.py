@@ -1,17 +1,12 @@
 """The encoders that a report compares: by which label, from where, and where their report goes."""
 
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safeclip.artifacts import Folder, hash_of
 from safeclip.config import Config
 from safeclip.errors import UserError
-
-if TYPE_CHECKING:  # labels are checked without the time that torch takes to import
-    from safeclip.encoder.model import Encoder
 
 Source = str | Folder
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}")
@@ -22,7 +17,7 @@ class Comparison:
     """Encoders to measure side by side, the first of which the others are compared with."""
 
     encoders: dict[str, Source]
-    """By label, what `load_from` takes."""
+    """By label, what `safeclip.encoder.load.load_from` takes."""
     folder: Folder
     """Where the report goes."""
     own: bool = False
@@ -75,36 +70,14 @@ def resolve(source: str) -> Source:
     return (folder / "open_clip" if folder.exists("open_clip") else folder).everywhere()
 
 
-def load_from(source: Source, device: str = "cpu") -> "Encoder":
-    """Loads an encoder.
-
-    Args:
-        source: what `load_encoder` takes, or the folder of an encoder on any file system.
-        device: where the model is put.
-
-    Raises:
-        UserError: as `load_encoder` does, or there is no such folder.
-    """
-    from safeclip.encoder.load import load_encoder
-
-    if not isinstance(source, Folder):
-        return load_encoder(source, device)
-    if source.is_local:
-        return load_encoder(source.path(), device)
-    if not source.exists():
-        raise UserError(f"encoder {source.url!r} cannot be loaded: there is no such folder")
-    with tempfile.TemporaryDirectory() as local:
-        copy = Path(local) / "encoder"
-        source.fs.get(source.path(), str(copy), recursive=True)
-        return load_encoder(str(copy), device)
-
-
 def identify(encoders: dict[str, Source]) -> dict[str, str]:
     """Returns, for each encoder, 16 hexadecimal digits that depend on its weights and its preprocessing alone.
 
     Raises:
         UserError: an encoder cannot be loaded.
     """
+    # Labels are checked without the time that torch takes to import.
+    from safeclip.encoder.load import load_from
     from safeclip.encoder.publish import weights_hash
 
     found = {}

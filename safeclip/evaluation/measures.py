@@ -97,34 +97,23 @@ def titles_of(metrics: dict[str, Any]) -> dict[str, str]:
     return {label: TITLES[label] if metrics["own"] else label for label in metrics["encoders"]}
 
 
-def retrieval_measures(metrics: dict[str, Any], name: str, task: str) -> list[Measure]:
-    """Returns the figures of one task on one set, harmful@1 first.
-
-    Args:
-        metrics: what metrics.json holds.
-        name: the set.
-        task: one of TASKS.
-    """
-    return _side_by_side(metrics, name, task)
-
-
 def zero_shot_measures(metrics: dict[str, Any]) -> list[Measure]:
     """Returns top-1 and top-5 of each data set, titled by its name."""
     return [
         replace(m, title=f"{spoken(name)}, {m.title.lower().replace('top', 'top ')}")
         for name in next(iter(metrics["encoders"].values()))["zero_shot"]
-        for m in _side_by_side(metrics, "zero_shot", name)
+        for m in side_by_side(metrics, "zero_shot", name)
     ]
 
 
 def drawn_measures(metrics: dict[str, Any]) -> list[Measure]:
     """Returns how unsafe, how right and how fitting pictures of each encoder are; none where none was drawn."""
-    return _side_by_side(metrics, "text_to_image", titles=DRAWN_TITLES)
+    return side_by_side(metrics, "text_to_image", titles=DRAWN_TITLES)
 
 
 def described_measures(metrics: dict[str, Any]) -> list[Measure]:
     """Returns how unsafe, and how right, captions are that were written with each encoder; none where none was."""
-    return _side_by_side(metrics, "image_to_text", titles=DESCRIBED_TITLES)
+    return side_by_side(metrics, "image_to_text", titles=DESCRIBED_TITLES)
 
 
 def overview_measures(metrics: dict[str, Any], name: str) -> list[Measure]:
@@ -140,7 +129,7 @@ def overview_measures(metrics: dict[str, Any], name: str) -> list[Measure]:
     return [
         replace(m, title=f"{query}: {m.title}")
         for query, task, key in wanted
-        for m in retrieval_measures(metrics, name, task)
+        for m in side_by_side(metrics, name, task)
         if m.key == key
     ]
 
@@ -162,8 +151,14 @@ def headline_measures(encoders: dict[str, Any], name: str) -> dict[str, list[flo
     }
 
 
-def _side_by_side(metrics: dict[str, Any], *path: str, titles: dict[str, str] | None = None) -> list[Measure]:
-    """Returns the figures that lie at a path within each encoder's: those with intervals, and _PLAIN ones."""
+def side_by_side(metrics: dict[str, Any], *path: str, titles: dict[str, str] | None = None) -> list[Measure]:
+    """Returns the figures that lie at a path within each encoder's, those of which less is better first.
+
+    Args:
+        metrics: what metrics.json holds.
+        path: of keys, such as a set and one of TASKS.
+        titles: of the figures, by key, where they are not the key's own.
+    """
     encoders, others = metrics["encoders"].values(), metrics["paired_differences"]["encoders"].values()
     figures, differences = ([_at(tree, path) for tree in trees] for trees in (encoders, others))
     there = next(filter(None, figures), {})

@@ -15,7 +15,7 @@ from safeclip.evaluation.measures import (
     described_measures,
     drawn_measures,
     overview_measures,
-    retrieval_measures,
+    side_by_side,
     titles_of,
     zero_shot_measures,
 )
@@ -89,7 +89,7 @@ def _view(metrics: dict[str, Any], shown: Shown, blurred: bool) -> dict[str, Any
         "colours": dict(zip(encoders, itertools.cycle(ENCODER_COLOURS), strict=False)),
         "headlines": headlines(encoders, main),
         "sentences": summary_sentences(metrics, main),
-        "tasks": {t: {"title": TASK_TITLES[t], "measures": retrieval_measures(metrics, main, t)} for t in TASKS},
+        "tasks": {t: {"title": TASK_TITLES[t], "measures": side_by_side(metrics, main, t)} for t in TASKS},
         "set_sizes": {name: next(iter(encoders.values()))[name][TASKS[0]]["n"] for name in metrics["sets"]},
         "others": {name: overview_measures(metrics, name) for name in metrics["sets"] if name != main},
         "zero_shot": zero_shot_measures(metrics),

@@ -9,7 +9,7 @@ from safeclip.evaluation.measures import (
     described_measures,
     drawn_measures,
     headline_measures,
-    retrieval_measures,
+    side_by_side,
     titles_of,
 )
 from safeclip.evaluation.retrieval import TASKS
@@ -129,7 +129,7 @@ def plain_table(metrics: dict[str, Any], name: str = "retrieval", columns: int =
     rows = [
         (TASK_TITLES[task][0], measure.title, measure)
         for task in TASKS
-        for measure in retrieval_measures(metrics, name, task)
+        for measure in side_by_side(metrics, name, task)
         if measure.key not in _LEFT_OUT
     ]
     within = {"text_to_image": drawn_measures(metrics), "image_to_text": described_measures(metrics)}
