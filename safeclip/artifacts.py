@@ -261,9 +261,10 @@ def raise_if_other(config: Config, earlier: Config) -> None:
     """Refuses to mix two configs in one run folder.
 
     Raises:
-        UserError: a setting that results depend on differs; the message names the first few.
+        UserError: a setting that results depend on differs, other than those of the report, which is just made again;
+            the message names the first few.
     """
-    changed = differences(earlier.results(), config.results())
+    changed = differences(earlier.results(), config.results() | {"evaluate": earlier.results()["evaluate"]})
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(

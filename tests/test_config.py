@@ -165,6 +165,14 @@ def test_another_runs_settings_are_refused_unless_they_may_replace_it(tmp_path):
     assert saved_config(open_run(changed, replace=True)) == changed
 
 
+def test_a_run_is_measured_by_other_settings(tmp_path):
+    (open_run(run_config(tmp_path)) / "report").make()
+    changed = run_config(
+        tmp_path, "evaluate.rendered=300", "evaluate.zero_shot.pets=pets", "evaluate.text_to_image=null"
+    )
+    assert saved_config(open_run(changed)) == changed
+
+
 def test_a_run_that_made_nothing_yet_takes_other_settings(tmp_path):
     open_run(run_config(tmp_path, "train.batch=7"))
     mended = run_config(tmp_path)
