@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import config_of, parser, ray_session, run_folder, run_main
+from jobs.train_encoder import sections_of
 from safeclip.artifacts import Folder, read_manifest, versions
 from safeclip.config import Config
 from safeclip.errors import UserError
@@ -87,7 +88,7 @@ def _objectives(config: Config, options: Any) -> dict[str, Any]:
     with run_folder(config, options.replace) as run:
         if read_manifest(run / "quadruplets") is None:
             raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
-        with ray_session(config):
+        with ray_session(config, *sections_of(config), "evaluate"):
             measured = compare_objectives(config, run, names, options.seeds)
     print(table(measured))
     return {**measured, "train": config.train.model_dump(mode="json")}

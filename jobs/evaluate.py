@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.thorough:
             config = more_thorough(config)
             comparison = dataclasses.replace(comparison, folder=run / f"{comparison.folder.name}-thorough")
-        with ray_session(config):
+        with ray_session(config, "evaluate"):
             evaluate_run(config, run, comparison)
 
 

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         removed = purge(Folder(config.storage) / config.run)
         print(f"removed: {', '.join(removed) or 'nothing, there were no unsafe pictures'}")
         return
-    with run_folder(config, options.replace) as run, ray_session(config):
+    with run_folder(config, options.replace) as run, ray_session(config, "generate"):
         generate(config, run)
 
 

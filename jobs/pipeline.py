@@ -20,8 +20,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__).parse_args(arguments)
     config = config_of(options)
     began = time.monotonic()
-    with run_folder(config, options.replace) as run, ray_session(config):
-        if config.generate.toxify.adapter == "run":
+    trains_toxifier = config.generate.toxify.adapter == "run"
+    sections = [*(["toxifier"] if trains_toxifier else []), "generate", "train", "evaluate"]
+    with run_folder(config, options.replace) as run, ray_session(config, *sections):
+        if trains_toxifier:
             train_toxifier(config, run)
         generate(config, run)
         # Not before: they import for seconds, and a config that the run refuses need not wait for that.

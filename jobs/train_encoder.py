@@ -14,7 +14,14 @@ import sys
 
 from jobs.command import config_of, parser, ray_session, run_folder, run_main
 from safeclip.artifacts import Folder
+from safeclip.config import Config
 from safeclip.errors import UserError
+
+
+def sections_of(config: Config) -> list[str]:
+    """Returns the sections whose resources a training reserves, as `ray_session` takes them."""
+    preserve = config.train.preserve
+    return ["train", *(["generate.illustrate"] if preserve and preserve.drawn else [])]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         export_checkpoint(config, Folder(options.export), Folder(options.to))
         print(f"exported to {options.to}")
         return
-    with run_folder(config, options.replace) as run, ray_session(config):
+    with run_folder(config, options.replace) as run, ray_session(config, *sections_of(config)):
         from safeclip.encoder.train import train_encoder  # imports for seconds, which a refusal need not wait for
 
         manifest = train_encoder(config, run)

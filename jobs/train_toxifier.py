@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("--evaluate", action="store_true", help="measure it against the prompted and the SFT model")
     options = words.parse_args(arguments)
     config = config_of(options)
-    with run_folder(config, options.replace) as run, ray_session(config):
+    with run_folder(config, options.replace) as run, ray_session(config, "toxifier", "generate.toxify"):
         train(config, run)
         if options.evaluate:
             from safeclip.toxifier.evaluate import evaluate_toxifier, table

@@ -34,7 +34,7 @@ class Ray(Section):
 
     address: str | None = None
     """The cluster's address; without one, RAY_ADDRESS names it, or Ray is started on this machine."""
-    num_cpus: int | None = None
+    num_cpus: int | None = Field(None, ge=1)
     """Logical CPUs of a Ray started here; as many as the machine has unless given."""
     object_store_mb: int = Field(300, ge=100)
     """Object store of a Ray started here, MiB."""

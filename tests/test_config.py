@@ -68,6 +68,7 @@ def test_the_run_of_the_command_line_wins():
         ("train.epochs=2.5", "train.epochs: 2.5 will not do"),
         ("train.epochs='3'", "train.epochs: '3' will not do"),
         ("train.epochs=0", "train.epochs: 0 will not do; input should be greater than or equal to 1"),
+        ("ray.num_cpus=0", "ray.num_cpus: 0 will not do; input should be greater than or equal to 1"),
         ("seed=true", "seed: True will not do"),
         ("captions.source=3", "captions.source: 3 will not do; input should be a valid string"),
         ("train.dtype=int8", "train.dtype: 'int8' will not do; input should be 'bfloat16'"),
