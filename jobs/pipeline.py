@@ -23,13 +23,15 @@ def main(arguments: list[str] | None = None) -> None:
     trains_toxifier = config.generate.toxify.adapter == "run"
     sections = [*(["toxifier"] if trains_toxifier else []), "generate", "train", "evaluate"]
     with run_folder(config, options.replace) as run, ray_session(config, *sections):
+        # Not before: they import for seconds, and a config that the run refuses need not wait for that.
+        from jobs.evaluate import evaluate_run
+        from safeclip.encoder.train import check_settings, load_base, train_encoder
+
+        check_settings(config.train)  # not only after hours of generation
+        load_base(config.train)
         if trains_toxifier:
             train_toxifier(config, run)
         generate(config, run)
-        # Not before: they import for seconds, and a config that the run refuses need not wait for that.
-        from jobs.evaluate import evaluate_run
-        from safeclip.encoder.train import train_encoder
-
         train_encoder(config, run)
         evaluate_run(config, run)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)

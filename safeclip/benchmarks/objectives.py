@@ -10,7 +10,7 @@ from safeclip.config import Config
 from safeclip.encoder.load import load_from
 from safeclip.encoder.model import Encoder
 from safeclip.encoder.objectives import NEGATION, OBJECTIVES, make_objective
-from safeclip.encoder.train import check_settings, train_encoder
+from safeclip.encoder.train import check_counts, check_settings, train_encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.embeddings import embed_sets
 from safeclip.evaluation.encoders import Source
@@ -57,7 +57,8 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
     quadruplets = read_manifest(run / "quadruplets")
     if quadruplets is not None:
         for name in names:  # before the first one trains for minutes
-            check_settings(candidate(config, name, 0).train, quadruplets["data"]["quadruplets"])
+            check_settings(candidate(config, name, 0).train)
+        check_counts(config.train, quadruplets["data"]["quadruplets"])
     encoders: dict[str, Source] = {"base": config.train.base}
     trained = {}
     trainings = list(itertools.product(names, seeds))

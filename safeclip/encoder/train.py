@@ -34,29 +34,18 @@ BEST = "best"  # the folder of the best epochs
 CALIBRATION = 512  # quadruplets that the training-free baseline looks at
 
 
-def check_settings(train: Train, counts: dict[str, int]) -> None:
-    """Refuses what could only fail once workers run.
-
-    Args:
-        train: the settings.
-        counts: quadruplets by split.
+def check_settings(train: Train) -> None:
+    """Refuses settings that could only fail once workers run.
 
     Raises:
-        UserError: an unknown objective or term, an empty split, a batch that does not fit the data or the workers, or
-            a tracker that is not installed.
+        UserError: an unknown objective or term, a batch that does not divide among the workers, or a tracker that is
+            not installed.
     """
     check_tracker(train.tracker)
     if train.objective != NEGATION:
         make_objective(train.objective, train.weights)
     elif train.weights:
         raise UserError(f"train.weights: {NEGATION} has no terms")
-    for split in SPLITS:
-        if not counts.get(split):
-            raise UserError(f"quadruplets: the {split} split is empty; generate more captions")
-    if train.batch > counts["train"]:
-        raise UserError(
-            f"train.batch: {train.batch} is more than the {counts['train']} training quadruplets there are"
-        )
     workers = train.resources.actors
     if train.min_workers is not None and train.min_workers > workers:
         raise UserError(
@@ -69,6 +58,37 @@ def check_settings(train: Train, counts: dict[str, int]) -> None:
                 raise UserError(
                     f"train.{name}: {rows} does not divide among {count} workers (train.resources.actors)"
                 )
+
+
+def check_counts(train: Train, counts: dict[str, int]) -> None:
+    """Refuses quadruplets that do not do for the settings.
+
+    Args:
+        train: the settings.
+        counts: quadruplets by split.
+
+    Raises:
+        UserError: an empty split, or a batch that is larger than the training split.
+    """
+    for split in SPLITS:
+        if not counts.get(split):
+            raise UserError(f"quadruplets: the {split} split is empty; generate more captions")
+    if train.batch > counts["train"]:
+        raise UserError(
+            f"train.batch: {train.batch} is more than the {counts['train']} training quadruplets there are"
+        )
+
+
+def load_base(train: Train) -> Encoder:
+    """Returns the encoder to make safe.
+
+    Raises:
+        UserError: it cannot be loaded, or the objective and it do not go together.
+    """
+    base = load_encoder(train.base)
+    if train.objective != NEGATION:
+        check_states(make_objective(train.objective, train.weights), base)
+    return base
 
 
 def check_states(objective: Objective, base: Encoder) -> None:
@@ -109,10 +129,10 @@ def train_encoder(
     quadruplets = read_manifest(run / "quadruplets")
     if quadruplets is None:
         raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
-    check_settings(config.train, quadruplets["data"]["quadruplets"])
-    train, base = config.train, load_encoder(config.train.base)
-    if train.objective != NEGATION:
-        check_states(make_objective(train.objective, train.weights), base)
+    train = config.train
+    check_settings(train)
+    check_counts(train, quadruplets["data"]["quadruplets"])
+    base = load_base(train)
     base_hash, content_hash = weights_hash(base.model), quadruplets["content_hash"]
     folder = (folder or run / "encoder").everywhere()
     shared = (shared or folder).everywhere()

@@ -25,7 +25,7 @@ from safeclip.encoder.publish import export_checkpoint, student_hash, write_expo
 from safeclip.encoder.states import held_tokens, state_drift
 from safeclip.encoder.student import merge_student, trained_state
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_rows, plan_units
-from safeclip.encoder.train import check_settings, check_states, train_encoder
+from safeclip.encoder.train import check_counts, check_settings, check_states, train_encoder
 from safeclip.encoder.worker import Plan, Worker, learning_rate
 from safeclip.errors import UserError
 from safeclip.world import scenes
@@ -440,25 +440,31 @@ def test_another_file_of_safe_pairs_makes_another_encoder(trained, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("counts", "sets", "message"),
+    ("setting", "message"),
     [
-        ({"train": 0, "validation": 5}, [], "the train split is empty"),
-        ({"train": 20, "validation": 0}, [], "the validation split is empty"),
-        ({"train": 7, "validation": 5}, [], "train.batch: 8 is more than the 7 training quadruplets"),
-        ({"train": 20, "validation": 5}, ["train.objective=best"], "train.objective: 'best' is no objective"),
-        ({"train": 20, "validation": 5}, ["train.resources.actors=3"], "train.batch: 8 does not divide among 3"),
-        (
-            {"train": 20, "validation": 5},
-            ["train.preserve.per_step=5"],
-            "preserve.per_step: 5 does not divide among 2",
-        ),
-        ({"train": 20, "validation": 5}, ["train.min_workers=3"], "train.min_workers: 3 is more than"),
-        ({"train": 20, "validation": 5}, ["train.weights={C: 1}"], "train.weights: no term 'C'"),
+        ("train.objective=best", "train.objective: 'best' is no objective"),
+        ("train.resources.actors=3", "train.batch: 8 does not divide among 3"),
+        ("train.preserve.per_step=5", "preserve.per_step: 5 does not divide among 2"),
+        ("train.min_workers=3", "train.min_workers: 3 is more than"),
+        ("train.weights={C: 1}", "train.weights: no term 'C'"),
     ],
 )
-def test_what_can_only_fail_is_refused_before_workers_start(counts, sets, message):
+def test_settings_that_can_only_fail_are_refused_before_there_are_data(setting, message):
     with pytest.raises(UserError, match=message):
-        check_settings(config_for("unused", *sets).train, counts)
+        check_settings(config_for("unused", setting).train)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"train": 0, "validation": 5}, "the train split is empty"),
+        ({"train": 20, "validation": 0}, "the validation split is empty"),
+        ({"train": 7, "validation": 5}, "train.batch: 8 is more than the 7 training quadruplets"),
+    ],
+)
+def test_quadruplets_that_do_not_do_are_refused_before_workers_start(counts, message):
+    with pytest.raises(UserError, match=message):
+        check_counts(config_for("unused").train, counts)
 
 
 def test_a_run_without_quadruplets_is_refused(tmp_path):

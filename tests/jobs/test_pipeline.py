@@ -152,6 +152,21 @@ def test_a_second_call_skips_every_stage(ray_cluster, killed, capsys):
     assert _hashes(killed) == before
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.objective=best", "train.objective: 'best' is no objective"),
+        ("train.base=world:nothing", "train.base: "),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_before_anything_is_generated(
+    ray_cluster, tmp_path, capsys, setting, said
+):
+    assert run_main(pipeline.main, _words(tmp_path, "demo", setting)) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_another_config_in_the_same_run_is_refused_by_name(killed, capsys):
     assert run_main(pipeline.main, _words(killed.parent, "demo", "train.epochs=2")) == 1
     said = capsys.readouterr().err
