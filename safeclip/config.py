@@ -1,6 +1,7 @@
 """The one config: typed, unknown keys refused, profiles and overrides merged, saved resolved with each run."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -468,11 +469,27 @@ def _without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
     return {k: _without(v, keys) if isinstance(v, dict) else v for k, v in tree.items() if k not in keys}
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-3 for a number, which YAML 1.1 wants a dot and a sign in."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would take for a number."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = _merge(merged[key], value) if both and value else value  # {} empties what was there
     return merged
 
 
@@ -481,9 +498,11 @@ def _nested(dotted: str) -> dict[str, Any]:
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {dotted}: write it as dotted.key=value, such as --set train.epochs=3")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"--set {dotted}: the value is no YAML") from error
+    if key == "profile":
+        raise UserError(f"--set {dotted}: choose a profile with --profile {text}")
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
@@ -542,7 +561,7 @@ def parse_config(
 ) -> Config:
     """Resolves a config from its text; `name` is what messages call it. The rest is as for `load_config`."""
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         raise UserError(f"--config {name}: no valid YAML{f' at line {place.line + 1}' if place else ''}") from error
@@ -564,16 +583,23 @@ def parse_config(
 
 def _one_profile(tree: dict[str, Any], name: str, profile: str | None) -> dict[str, Any]:
     if unknown := set(tree) - {"default_profile", "shared", "profiles"}:
-        raise UserError(f"--config {name}: {min(unknown)}: belongs under shared or a profile")
+        raise UserError(f"--config {name}: {min(map(str, unknown))}: belongs under shared or a profile")
     profiles, wanted = tree["profiles"], profile or tree.get("default_profile")
-    if wanted not in profiles:
-        raise UserError(f"--profile {wanted}: no such profile in {name}; there are {', '.join(profiles)}")
-    return _merge(_merge(tree.get("shared") or {}, profiles[wanted] or {}), {"profile": wanted})
+    if not isinstance(profiles, dict):
+        raise UserError(f"--config {name}: profiles: must hold each profile's settings by its name")
+    if wanted not in list(profiles):
+        there = ", ".join(map(str, profiles))
+        raise UserError(f"--profile {wanted}: no such profile in {name}; there are {there}")
+    parts = {"shared": tree.get("shared") or {}, f"profiles.{wanted}": profiles[wanted] or {}}
+    for key, part in parts.items():
+        if not isinstance(part, dict):
+            raise UserError(f"--config {name}: {key}: {part!r} are no settings")
+    return {**_merge(*parts.values()), "profile": wanted}
 
 
 def save_config(config: Config) -> str:
     """Returns the resolved config as YAML that `load_config` reads."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

@@ -53,6 +53,26 @@ def test_an_override_takes_the_type_of_its_yaml_value():
     assert config.generate.toxify.resources.cpus == 1, "what stands beside an override stays"
 
 
+def test_an_empty_mapping_empties_what_was_there():
+    config = load_config(SHIPPED, sets=["generate.toxify.terms={}"])
+    assert config.generate.toxify.terms == {}
+    assert config.generate.toxify.model == "world:llm", "what stands beside it stays"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 0.001), ("1E-3", 0.001), ("5e-04", 0.0005), ("1.0e-3", 0.001), (".5e1", 5.0)]
+)
+def test_a_number_may_be_written_with_an_exponent(text, value):
+    assert load_config(SHIPPED, sets=[f"train.learning_rate={text}"]).train.learning_rate == value
+    file = SHIPPED.read_text().replace("learning_rate: 0.004", f"learning_rate: {text}")
+    assert parse_config(file, "mine.yaml").train.learning_rate == value
+
+
+def test_text_that_looks_like_a_number_comes_back_as_text():
+    config = load_config(SHIPPED, run="1e3")
+    assert parse_config(save_config(config), "config.yaml") == config
+
+
 def test_the_run_of_the_command_line_wins():
     assert load_config(SHIPPED, sets=["run=one"], run="two").run == "two"
 
@@ -82,6 +102,7 @@ def test_the_run_of_the_command_line_wins():
         ("train.base=null", "train.base: None will not do"),
         ("run=../elsewhere", "run: '../elsewhere' will not do"),
         ("train.epochs", "--set train.epochs: write it as dotted.key=value"),
+        ("profile=full", "--set profile=full: choose a profile with --profile full"),
         ("train..epochs=3", "--set train..epochs=3: write it as dotted.key=value"),
         ("=3", "--set =3: write it as dotted.key=value"),
         ("train.epochs=[", "--set train.epochs=[: the value is no YAML"),
@@ -104,6 +125,12 @@ def test_an_unknown_profile_is_answered_with_those_there_are():
         ("- 1", "holds no settings"),
         ("profiles: {embedded: {}}\ntrian: {}", "trian: belongs under shared or a profile"),
         ("profiles: {embedded: {}}\ndefault_profile: embedded", "captions: must be given"),
+        ("profiles:\ndefault_profile: embedded", "profiles: must hold each profile's settings by its name"),
+        ("profiles: [embedded]\ndefault_profile: embedded", "profiles: must hold each profile's settings"),
+        ("profiles: {}\ndefault_profile: [embedded]", "no such profile"),
+        ("profiles: {embedded: 3}\ndefault_profile: embedded", "profiles.embedded: 3 are no settings"),
+        ("profiles: {embedded: {}}\nshared: [3]\ndefault_profile: embedded", "shared: [3] are no settings"),
+        ("profiles: {embedded: {}}\n3: 4", "3: belongs under shared or a profile"),
     ],
 )
 def test_a_broken_file_is_refused(text, message):
