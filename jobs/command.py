@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import operator
 import os
 import re
@@ -54,12 +55,26 @@ def config_of(options: argparse.Namespace) -> Config:
 
     A job that joins a cluster may run in a copy of the repository that the cluster deletes afterwards. A relative
     `storage` is then taken from `SAFECLIP_HOME`, which `cluster/local.sh` sets to the repository, and made absolute.
+
+    Raises:
+        UserError: as `load_config` does, or the results would lie in such a copy.
     """
     config = load_config(options.config, options.profile, options.set, options.run)
     home = os.environ.get("SAFECLIP_HOME") or (os.getcwd() if _address(config) else None)
-    if home is None or "://" in config.storage:
+    if home is None or "://" in config.storage or os.path.isabs(config.storage):
         return config
+    if not os.environ.get("SAFECLIP_HOME") and _is_in_a_copy():
+        raise UserError(
+            f"storage: {config.storage} lies in the job's copy of the repository, which the cluster deletes; "
+            "give a folder or URL that all its machines reach, as in --set storage=s3://bucket/runs"
+        )
     return config.model_copy(update={"storage": os.path.join(home, config.storage)})
+
+
+def _is_in_a_copy() -> bool:
+    """Whether this is a submitted job with a working directory of its own."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))  # Ray's own name for it
+    return "working_dir" in job.get("runtime_env", {})
 
 
 def _address(config: Config) -> str | None:

@@ -67,12 +67,18 @@ class Folder:
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system that the folder lies on."""
-        return fsspec.url_to_fs(self.url)[0]
+        return self._place()[0]
 
     def path(self, name: str = "") -> str:
         """Returns the path of a file within, as `fs` takes it."""
-        path = fsspec.url_to_fs(self.url)[1]
+        path = self._place()[1]
         return f"{path}/{name}" if name else path
+
+    def _place(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        try:
+            return fsspec.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:  # a package that the file system needs, or no known one
+            raise UserError(f"{self.url}: {error}") from error
 
     @property
     def is_local(self) -> bool:

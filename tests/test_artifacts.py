@@ -119,6 +119,15 @@ def test_a_place_that_cannot_be_a_folder_is_named(tmp_path):
         Folder(str(tmp_path / "file" / "runs")).make()
 
 
+@pytest.mark.parametrize(
+    ("url", "said"), [("gs://bucket/runs", "Please install gcsfs"), ("nosuch://runs", "Protocol not known")]
+)
+def test_a_file_system_that_is_not_installed_is_named_with_its_package(url, said):
+    for use in (Folder(url).exists, Folder(url).make, lambda: Folder(url).is_local):
+        with pytest.raises(UserError, match=f"^{url}: {said}"):
+            use()
+
+
 def test_a_private_folder_is_its_owners_alone(tmp_path):
     folder = Folder(str(tmp_path / "unsafe_images"))
     folder.make(private=True)

@@ -1,8 +1,10 @@
 """cluster/local.sh: a cluster comes up, takes jobs by submission and by address, and goes without a trace."""
 
 import os
+import shutil
 import socket
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,10 @@ def test_a_cluster_comes_up_takes_jobs_and_goes(local):
     assert "'runs'" not in said["driver"]
     assert f"cpus: 3.0 storage: {ROOT}/runs python: {ROOT}/.venv/bin/python" in submitted.stdout
 
+    nowhere = local.submit("--runtime-env-json", '{"env_vars": {"SAFECLIP_HOME": ""}}', "--", "python", "-c", JOB)
+    assert nowhere.returncode != 0
+    assert "error: storage: runs lies in the job's copy of the repository" in nowhere.stdout
+
     joined = local.run(".venv/bin/python", "-c", JOB, RAY_ADDRESS=f"127.0.0.1:{local.port}")
     assert joined.returncode == 0, joined.stderr
     assert f"task: {ROOT}/safeclip\n" in joined.stdout
@@ -79,6 +85,18 @@ def test_a_cluster_comes_up_takes_jobs_and_goes(local):
     assert local("down").stdout == "stopped\n"
     wait_until(lambda: not running(folder) and not running("time.sleep(600)", mark))
     assert local("down").stdout == "no local cluster runs\n"
+
+
+def test_data_and_runs_are_not_sent_along(tmp_path):
+    from ray._private.runtime_env.packaging import create_package
+
+    for name in ("data/coco/train2017/a.jpg", "runs/demo/config.yaml", "safeclip/data.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("x")
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    package = tmp_path.parent / f"{tmp_path.name}.zip"
+    create_package(str(tmp_path), package, include_gitignore=True)
+    assert {".gitignore", "safeclip/data.py"} == set(zipfile.ZipFile(package).namelist())
 
 
 def test_a_port_in_use_is_named(local):
