@@ -13,7 +13,8 @@ help:  ## this list
 	@echo '  RUN=demo       the run, and its folder'"'"'s name (demo, serve)'
 	@echo '  ARGS=...       more words for the job: --profile full, --set train.epochs=3 (demo), or for pytest (test)'
 	@echo '  STORAGE=runs   the folder or URL that runs lie in (demo, serve)'
-	@echo '  PROFILE=cpu    the lock to install, cpu or gpu; by whether an NVIDIA GPU answers unless given (all)'
+	@echo '  LOCK=cpu       the lock to install, cpu or gpu; unless given that of .venv, a new one'"'"'s by whether an'
+	@echo '                 NVIDIA GPU answers (all)'
 	@echo '  PYTHON=python3.11   the Python that .venv is made from (all)'
 
 setup:  ## .venv from the lock that fits this machine
