@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = words.parse_args(arguments)
     for word in ("repeats", "queries", "items", "width"):
         if getattr(options, word) < 1:
-            raise UserError(f"--{word} {getattr(options, word)}: must be at least 1")
+            words.error(f"--{word} {getattr(options, word)}: must be at least 1")
     config = config_of(options)
     if options.benchmark == "train":
         measured = _train(options)

@@ -15,7 +15,6 @@ import sys
 from jobs.command import config_of, parser, ray_session, run_folder, run_main
 from safeclip.artifacts import Folder
 from safeclip.config import Config
-from safeclip.errors import UserError
 
 
 def sections_of(config: Config) -> list[str]:
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("--to", metavar="FOLDER", help="where its exports go")
     options = words.parse_args(arguments)
     if (options.export is None) != (options.to is None):
-        raise UserError("--export and --to go together")
+        words.error("--export and --to go together")
     config = config_of(options)
     if options.export is not None:
         from safeclip.encoder.publish import export_checkpoint

@@ -42,5 +42,5 @@ def test_the_benchmark_of_ranking_keeps_the_layout(tmp_path, capsys):
     ],
 )
 def test_no_size_is_nothing(benchmark, word, capsys):
-    assert run_main(main, [benchmark, f"--{word}", "0"]) == 1
-    assert capsys.readouterr().err == f"error: --{word} 0: must be at least 1\n"
+    assert run_main(main, [benchmark, f"--{word}", "0"]) == 2
+    assert capsys.readouterr().err.endswith(f"error: --{word} 0: must be at least 1\n")

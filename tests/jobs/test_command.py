@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import evaluate
+from jobs import evaluate, train_encoder
 from jobs.command import cause_of, config_of, lacking, parser, ray_session, run_folder, run_main
 from safeclip.config import load_config
 from safeclip.errors import UserError
@@ -58,6 +58,11 @@ def test_a_wrong_command_line_is_2_and_help_is_0(capsys):
     assert "unrecognized arguments: --nonsense" in capsys.readouterr().err
     assert run_main(job, ["--help"]) == 0
     assert "A job." in capsys.readouterr().out
+
+
+def test_words_that_go_together_are_wrong_alone(capsys):
+    assert run_main(train_encoder.main, ["--export", "somewhere"]) == 2
+    assert capsys.readouterr().err.endswith("error: --export and --to go together\n")
 
 
 def test_an_interruption_is_130(capsys):
