@@ -16,7 +16,7 @@ from safeclip.config import load_config
 from safeclip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-INTERRUPTED = "interrupted; what was complete stays, and the same command goes on from there\n"
+INTERRUPTED = "interrupted; the same command goes on from what the run holds\n"
 
 
 def test_success_is_0_and_prints_nothing(capsys):
