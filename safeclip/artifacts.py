@@ -169,7 +169,7 @@ class Stage:
     @property
     def name(self) -> str:
         """The stage's name, which is its folder's."""
-        return self.folder.url.rsplit("/", 1)[-1]
+        return self.folder.name
 
     def manifest(self) -> dict[str, Any] | None:
         """Returns the manifest of a complete output with the same key, None where there is work left."""

@@ -75,6 +75,7 @@ def test_a_manifest_marks_a_stage_complete_for_its_key_only(folder):
     assert written["seconds"] >= 1
     assert written["versions"]["ray"]
     assert Stage(folder / "captions", "other").manifest() is None
+    assert Stage(Folder(f"{stage.folder.url}/"), "key").name == "captions"
 
 
 def test_beginning_anew_ends_what_the_manifest_of_other_settings_marked_complete(folder):

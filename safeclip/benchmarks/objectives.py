@@ -42,7 +42,7 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
 
     Args:
         config: of a run whose quadruplets are complete.
-        run: its folder; the trainings go to `benchmark/<objective>-<seed>/`.
+        run: its folder; the trainings go to `benchmarks/<objective>-<seed>/`.
         names: of objectives, as `train.objective`, or of one of them `without` some of its terms, which are separated
             by a comma: `apart without avoid text, avoid image`.
         seeds: of adapters, batches and safe pairs.
@@ -65,8 +65,8 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
     for number, (name, seed) in enumerate(trainings, 1):
         print(f"training {number} of {len(trainings)}: {name}, seed {seed}", flush=True)
         label = _label(name, seed)
-        folder = run / "benchmark" / label
-        manifest = train_encoder(candidate(config, name, seed), run, folder, run / "benchmark" / f"shared-{seed}")
+        folder = run / "benchmarks" / label
+        manifest = train_encoder(candidate(config, name, seed), run, folder, run / "benchmarks" / f"shared-{seed}")
         encoders[label] = folder / "open_clip"
         trained[label] = {"steps": manifest["train"]["steps"], "seconds": manifest["seconds"]}
     sets = evaluation_sets(run, config.evaluate.rendered, config.seed)

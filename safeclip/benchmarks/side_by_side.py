@@ -22,7 +22,7 @@ def take_turns(candidates: dict[str, Callable[[], object]], repeats: int) -> dic
 def compared(
     runs: dict[str, list[float]], unit: str, ratios: list[tuple[str, str]], figures: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns what was measured as every benchmark's JSON has it.
+    """Returns what was measured as the JSON of `train` and `evaluate` has it.
 
     Args:
         runs: of each candidate, by its label, in the order of the turns.

@@ -33,7 +33,7 @@ def test_objectives_are_measured_beside_the_base(ray_cluster, tmp_path, capsys):
     for name, said in (("apart without avoid", "no term 'avoid'"), ("negation without x", "negation has no terms")):
         with pytest.raises(UserError, match=f"train.weights: {said}"):
             compare_objectives(config, run, ["shield", name], [3])
-    assert not (run / "benchmark" / "shield-3").exists()
+    assert not (run / "benchmarks" / "shield-3").exists()
 
 
 def test_terms_that_are_left_out_weigh_nothing_and_the_others_what_they_weighed():
