@@ -166,12 +166,16 @@ def _need_resources(config: Config, sections: Sequence[str], may_grow: bool) -> 
     import ray
 
     there = ray.cluster_resources()
-    has = f"has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+    has = " and ".join(_amount(there.get(kind, 0), kind) for kind in ("CPU", "GPU"))
     wanting = lacking(config, sections, there)
     if wanting and not may_grow:
-        raise UserError(f"{wanting[0]} are reserved at once, and Ray on this machine {has}")
+        raise UserError(f"{wanting[0]} wanted at once, and Ray on this machine has {has}")
     if wanting:
-        print(f"the cluster {has} now; stages wait for what they reserve at once: {', '.join(wanting)}")
+        print(f"the cluster has {has} now; stages wait until it has what they want at once: {', '.join(wanting)}")
+
+
+def _amount(number: float, kind: str) -> str:
+    return f"{number:g} {kind}{'' if number == 1 else 's'}"
 
 
 def lacking(config: Config, sections: Sequence[str], there: dict[str, float]) -> list[str]:
@@ -190,7 +194,7 @@ def lacking(config: Config, sections: Sequence[str], there: dict[str, float]) ->
             count = getattr(section, "min_workers", None) or each.actors
         for kind, amount in {"CPU": each.cpus, "GPU": each.gpus}.items():
             if (wanted := round(count * amount, 4)) > there.get(kind, 0):
-                found.append(f"{name}.resources: {wanted:g} {kind}s")
+                found.append(f"{name}.resources: {_amount(wanted, kind)}")
     return found
 
 

@@ -205,7 +205,7 @@ def test_there_is_no_cause_in_another_error():
         (["generate.illustrate.resources.cpus=3"], ["generate.illustrate.resources: 3 CPUs"]),
         (
             ["evaluate.resources.gpus=1", "evaluate.text_to_image.resources.gpus=1"],
-            ["evaluate.resources: 1 GPUs", "evaluate.text_to_image.resources: 1 GPUs"],
+            ["evaluate.resources: 1 GPU", "evaluate.text_to_image.resources: 1 GPU"],
         ),
         (["evaluate.image_to_text=null"], []),
     ],
@@ -221,7 +221,7 @@ def test_a_cluster_is_waited_for_in_one_line(ray_cluster, capsys):
         pass
     said = capsys.readouterr().out
     assert said.startswith("the cluster has 8 CPUs and ")
-    assert said.endswith(" at once: train.resources: 9 CPUs, evaluate.resources: 1 GPUs\n")
+    assert said.endswith(" at once: train.resources: 9 CPUs, evaluate.resources: 1 GPU\n")
 
 
 # What follows ends or starts whole processes, each with a Ray of its own.
@@ -295,9 +295,7 @@ def test_what_this_machine_has_not_is_refused(ray_free_process):
             with ray_session(load_config(sets=sets), "train"): pass
     """)
     assert ended.returncode == 1
-    assert ended.stderr.startswith(
-        "error: train.resources: 4 CPUs are reserved at once, and Ray on this machine has 2"
-    )
+    assert ended.stderr.startswith("error: train.resources: 4 CPUs wanted at once, and Ray on this machine has 2")
     assert ended.stderr.count("\n") == 1
 
 
