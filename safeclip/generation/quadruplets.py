@@ -126,7 +126,9 @@ def make_quadruplets(config: Config, run: Folder) -> dict[str, Any]:
 
 
 def purge(run: Folder) -> list[str]:
-    """Deletes a run's unsafe pictures: the folders that hold them, with what was joined from them.
+    """Deletes a run's unsafe pictures: the folders that hold them, and with them what was joined from them.
+
+    An evaluation draws some, too.
 
     Returns:
         The names of the folders removed.
@@ -135,7 +137,7 @@ def purge(run: Folder) -> list[str]:
         UserError: there is no such run.
     """
     check_run(run)
-    removed = [name for name in ("unsafe_images", "quadruplets") if (run / name).exists()]
+    removed = [name for name in ("unsafe_images", "quadruplets", "answers") if (run / name).exists()]
     for name in removed:
         (run / name).remove()
     return removed

@@ -133,7 +133,8 @@ def test_missing_stage_is_named(tmp_path):
 def test_purge_leaves_no_unsafe_picture(tmp_path):
     config, run = _run(tmp_path, IDS)
     make_quadruplets(config, run)
-    assert purge(run) == ["unsafe_images", "quadruplets"]
+    (run / "answers").make()  # of an evaluation, which draws unsafe prompts
+    assert purge(run) == ["unsafe_images", "quadruplets", "answers"]
     assert not (run / "unsafe_images").exists()
     assert not (run / "quadruplets").exists()
     assert purge(run) == []
