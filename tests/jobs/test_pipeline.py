@@ -156,7 +156,7 @@ def test_a_second_call_skips_every_stage(ray_cluster, killed, capsys):
     ("setting", "said"),
     [
         ("train.objective=best", "train.objective: 'best' is no objective"),
-        ("train.base=world:nothing", "train.base: "),
+        ("train.base=world:nothing", "encoder 'world:nothing': neither a folder nor a known name"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused_before_anything_is_generated(
