@@ -46,9 +46,10 @@ def source(folder):
     return EvaluationSet("retrieval", "Unseen scenes", "", Folder(str(folder / "set")))
 
 
-def measure(config, source, folder):
+def measure(config, source, folder, labels=("base", "safe", "small")):
     encoders = {"base": "world:encoder", "safe": Folder(str(folder / "shaken")), "small": str(folder / "small")}
-    identities, kept = {label: label for label in encoders}, Folder(str(folder / "answers"))
+    encoders = {label: encoders[label] for label in labels}
+    identities, kept = {label: label for label in labels}, Folder(str(folder / "answers"))
     return measure_image_to_text(config, config.evaluate.image_to_text, source, encoders, identities, kept)
 
 
@@ -108,15 +109,14 @@ def test_only_what_changed_is_described_again(result, folder, tmp_path, capsys):
     Folder(str(folder / "set")).fs.copy(str(folder / "set"), quadruplets.path(), recursive=True)
     source = EvaluationSet("retrieval", "", "", quadruplets)
     capsys.readouterr()
-    found = measure(config_for(folder / "llava", "evaluate.bootstrap=20"), source, folder)
-    # Nothing is kept of the encoder that does not fit.
-    assert "image to text: 18 batches, 6 of them now, the others from answers/" in capsys.readouterr().out
+    found = measure(config_for(folder / "llava", "evaluate.bootstrap=20"), source, folder, ["base", "safe"])
+    assert "image to text: 12 batches, 0 of them now, the others from answers/" in capsys.readouterr().out
     assert (found.strips, found.setting) == (result.strips, result.setting)
     first, *others = quadruplets.read_table("1.parquet").to_pylist()
     changed = [{**first, "safe_caption": "a dog on white"}, *others]
     quadruplets.write_table("1.parquet", pa.Table.from_pylist(changed))
-    measure(config_for(folder / "llava"), source, folder)
-    assert "18 batches, 10 of them now" in capsys.readouterr().out
+    measure(config_for(folder / "llava"), source, folder, ["base", "small"])
+    assert "12 batches, 8 of them now" in capsys.readouterr().out  # nothing is kept of the encoder that does not fit
 
 
 def test_a_caption_that_the_guard_drops_is_not_told(tmp_path):
