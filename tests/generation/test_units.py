@@ -92,7 +92,11 @@ def test_result_does_not_depend_on_the_number_of_actors(ray_cluster, tmp_path, s
     assert one == two
 
 
-def test_an_actor_that_is_ready_late_finds_a_unit_left(ray_cluster, tmp_path, source):
+def test_an_actor_that_is_ready_late_finds_a_unit_left(ray_cluster, tmp_path, source, monkeypatch):
+    from ray.data import DataContext
+
+    # By the usual size of blocks there would be room for one task in the object store.
+    monkeypatch.setattr(DataContext.get_current(), "target_max_block_size", 2**20)
     marks, folder = tmp_path / "marks", Folder(str(tmp_path / "out"))
     marks.mkdir()
     folder.make()
