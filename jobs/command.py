@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import io
 import json
-import operator
 import os
 import re
 import signal
@@ -12,11 +11,12 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from jobs.resources import need_resources
 from safeclip.artifacts import Folder, holds_more_than_config, open_run
-from safeclip.config import Config, Section, ToxifierTraining, Train, load_config
+from safeclip.config import Config, load_config
 from safeclip.errors import UserError
 
 _ALWAYS = {
@@ -119,7 +119,7 @@ def ray_session(config: Config, *sections: str) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        _need_resources(config, sections, may_grow=True)
+        need_resources(config, sections, may_grow=True)
         yield
         return
     if not _debug:
@@ -128,7 +128,7 @@ def ray_session(config: Config, *sections: str) -> Iterator[None]:
         with contextlib.nullcontext() if _debug else _silence():
             _connect(config, address)
         _catch_signals()  # ray.init puts its own handler of SIGTERM in place
-        _need_resources(config, sections, may_grow=address is not None)
+        need_resources(config, sections, may_grow=address is not None)
         yield
     except SystemExit as error:  # how Ray ends the process on a signal, at whatever exit code
         raise KeyboardInterrupt from error
@@ -160,51 +160,6 @@ def _connect(config: Config, address: str | None) -> None:
         ray.init(address=address, logging_level="info" if _debug else "error")
     except (ConnectionError, TimeoutError) as error:
         raise UserError(f"ray.address: no cluster answers at {address} ({_headline(error)})") from error
-
-
-def _need_resources(config: Config, sections: Sequence[str], may_grow: bool) -> None:
-    import ray
-
-    there = ray.cluster_resources()
-    has = " and ".join(_amount(there.get(kind, 0), kind) for kind in ("CPU", "GPU"))
-    wanting = lacking(config, sections, there)
-    if wanting and not may_grow:
-        raise UserError(f"{wanting[0]} wanted at once, and Ray on this machine has {has}")
-    if wanting:
-        print(f"the cluster has {has} now; stages wait until it has what they want at once: {', '.join(wanting)}")
-
-
-def _amount(number: float, kind: str) -> str:
-    return f"{number:g} {kind}{'' if number == 1 else 's'}"
-
-
-def lacking(config: Config, sections: Sequence[str], there: dict[str, float]) -> list[str]:
-    """Returns what must be there at once and is not, as `train.resources: 4 CPUs`.
-
-    Args:
-        config: what to run.
-        sections: as `ray_session` takes them.
-        there: the cluster's resources, as `ray.cluster_resources` names them.
-    """
-    found = []
-    reserving = [each for name in sections for each in _reserving(operator.attrgetter(name)(config), name)]
-    for name, section in reserving:
-        each, count = section.resources, 1  # actors of Ray Data start one by one
-        if isinstance(section, Train | ToxifierTraining):
-            count = getattr(section, "min_workers", None) or each.actors
-        for kind, amount in {"CPU": each.cpus, "GPU": each.gpus}.items():
-            if (wanted := round(count * amount, 4)) > there.get(kind, 0):
-                found.append(f"{name}.resources: {_amount(wanted, kind)}")
-    return found
-
-
-def _reserving(section: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yields the section and those within that have `resources`, by name."""
-    if isinstance(section, Section):
-        if hasattr(section, "resources"):
-            yield name, section
-        for field in type(section).model_fields:
-            yield from _reserving(getattr(section, field), f"{name}.{field}")
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
