@@ -146,7 +146,7 @@ def describe_batches(
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
     """
     arguments = (encoders, folder.everywhere(), batches, settings, generate)
-    made_from = [settings.model_dump(exclude={"count", "batch", "resources"}), generate.judges.model_dump()]
+    made_from = [settings.model_dump(exclude={"count", "batch", "resources"}), generate.judges.of_texts()]
     asked = [[table_hash(batch.read(folder)), batch.unsafe] for batch in batches]
     names = {label: [hash_of("image to text", identities[label], made_from, a) for a in asked] for label in encoders}
     rows = answer_batches(Describer, arguments, names, settings.resources, "image to text", kept)

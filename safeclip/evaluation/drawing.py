@@ -163,7 +163,7 @@ def draw_batches(
     """
     base, identity = (reference, "") if isinstance(reference, Missing) else (reference.encoder, reference.identity)
     made = settings.model_dump(exclude={"prompts", "count", "batch", "resources"})
-    made_from = [made, generate.judges.model_dump(), generate.concepts, identity]
+    made_from = [made, generate.judges.of_images(), generate.concepts, identity]
     asked = [[[asdict(p), (p.id, p.unsafe) in shown] for p in batch] for batch in batches]
     names = {label: [hash_of("text to image", identities[label], made_from, a) for a in asked] for label in encoders}
     arguments = (encoders, batches, shown, settings, generate, base)

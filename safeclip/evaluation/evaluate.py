@@ -125,7 +125,7 @@ def _key(
         *([s.name, s.classes, s.places, s.labels.tolist(), s.stamps()] for s in classified),
         missing,
         inputs_of(config, drawn) if drawn else None,
-        config.generate.judges.model_dump() if config.evaluate.image_to_text else None,
+        config.generate.judges.of_texts() if config.evaluate.image_to_text else None,
     ]
     settings, shown = config.results()["evaluate"], shows_symbols_only(config)
     return hash_of("report", settings, config.seed, shown, inputs, comparison.own, list(identities.items()))

@@ -129,7 +129,7 @@ def measure_text_to_image(
 def inputs_of(config: Config, settings: TextToImage) -> list[Any]:
     """Returns what the figures depend on beside the encoders, the quadruplets and `evaluate`, as plain data."""
     made = config.generate
-    inputs: list[Any] = [made.judges.model_dump(), made.concepts, made.acknowledge_explicit, config.train.base]
+    inputs: list[Any] = [made.judges.of_images(), made.concepts, made.acknowledge_explicit, config.train.base]
     if settings.prompts is not None:
         try:
             own = read_prompts(settings.prompts, settings.count, config.seed, made.acknowledge_explicit)
