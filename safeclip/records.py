@@ -9,6 +9,7 @@ import hashlib
 import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
+MOST_STRETCHED = 100  # a picture's longer side over its shorter one, which encoders enlarge to their size
 
 CAPTION = pa.schema([
     ("id", pa.string()),  # hash of source caption and concept

@@ -17,9 +17,9 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import Compose
 
 from safeclip.errors import UserError
+from safeclip.records import MOST_STRETCHED
 
 ENCODE_BATCH = 128  # rows that pass through a tower at once
-MOST_STRETCHED = 100  # longer side over shorter side; a picture is enlarged until its shorter side is the encoder's
 
 
 def decode_image(

@@ -1,18 +1,20 @@
 """Pictures travel encoded; this encodes, decodes and checks them."""
 
 import io
-import struct
 import warnings
 
 import numpy as np
 from PIL import Image
 
+from safeclip.records import MOST_STRETCHED
+
 FORMATS = ("JPEG", "PNG", "WEBP")
-MISSING, UNREADABLE, UNDECODABLE, FORMAT = (
+MISSING, UNREADABLE, UNDECODABLE, FORMAT, STRETCHED = (
     "picture missing",
     "picture cannot be read",
     "picture does not decode",
     f"picture is no {', '.join(FORMATS)}",
+    f"picture is more than {MOST_STRETCHED} times as long as wide",
 )
 
 
@@ -39,7 +41,7 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data))
             image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Warning, Image.DecompressionBombError) as error:
+    except Exception as error:  # no list would be complete: each of Pillow's readers has failures of its own
         raise ValueError(f"{len(data)} bytes are no whole picture: {error}") from error
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -52,8 +54,10 @@ def defect(data: bytes) -> str | None:
     """Returns why these bytes cannot serve as a picture, None where they can."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            kind = image.format
+            kind, size = image.format, image.size
         decode(data)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
+    except Exception:  # as in `decode`
         return UNDECODABLE
-    return None if kind in FORMATS else FORMAT
+    if kind not in FORMATS:
+        return FORMAT
+    return STRETCHED if max(size) > MOST_STRETCHED * min(size) else None

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from safeclip.encoder.load import load_encoder
-from safeclip.encoder.model import MOST_STRETCHED, decode_image, trim_tokens
+from safeclip.encoder.model import decode_image, trim_tokens
 from safeclip.errors import UserError
+from safeclip.records import MOST_STRETCHED
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import load_config
 from safeclip.errors import UserError
 from safeclip.generation.captions import concept_for, make_captions
-from safeclip.generation.images import decode, defect, encode_webp
+from safeclip.generation.images import STRETCHED, decode, defect, encode_webp
 from safeclip.generation.rejects import check_rejects
 from safeclip.generation.sources import read_pictures
-from safeclip.records import CAPTION, row_id
+from safeclip.records import CAPTION, MOST_STRETCHED, row_id
 from safeclip.world import scenes
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -395,6 +395,13 @@ def test_pictures_are_encoded_without_loss_and_checked():
     assert defect(data) is None
     assert defect(data[:-20]) == "picture does not decode"
     assert defect(b"") == "picture does not decode"
+    assert defect(encode_webp(np.zeros((1, MOST_STRETCHED, 3), np.uint8))) is None
+    assert defect(encode_webp(np.zeros((MOST_STRETCHED + 1, 1, 3), np.uint8))) == STRETCHED
+    sink = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(sink, "DDS")
+    unknown = bytearray(sink.getvalue())
+    unknown[80:84] = bytes(4)  # the kind of pixels, for which Pillow's reader has an error of its own
+    assert defect(bytes(unknown)) == "picture does not decode"
     with pytest.raises(ValueError, match="no whole picture"):
         decode(b"no picture")
 
