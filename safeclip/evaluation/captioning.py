@@ -19,7 +19,8 @@ from safeclip.evaluation.batches import Missing, answer_batches
 from safeclip.evaluation.captioner import Captioner
 from safeclip.evaluation.encoders import Source
 from safeclip.evaluation.swap import swap_vision_tower
-from safeclip.generation.judges import TextJudge, make_text_judge
+from safeclip.generation.judges import TextJudge, judge_versions, make_text_judge
+from safeclip.generation.weights import model_hash
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Batch:
     def read(self, folder: Folder) -> pa.Table:
         """Returns the rows: concept, safe caption and picture."""
         columns = ["concept", "safe_caption", self.side]
-        return folder.read_table(self.file).select(columns).slice(self.start, self.rows)
+        return folder.read_table(self.file, columns).slice(self.start, self.rows)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,10 @@ def describe_batches(
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
     """
     arguments = (encoders, folder.everywhere(), batches, settings, generate)
-    made_from = [settings.model_dump(exclude={"count", "batch", "resources"}), generate.judges.of_texts()]
+    judges = generate.judges
+    judged = [judges.of_texts(), judge_versions(judges)["texts"], model_hash(str(judges.clip_model))]
+    made = settings.model_dump(exclude={"count", "batch", "resources"})
+    made_from = [made, model_hash(settings.model), judged]
     asked = [[table_hash(batch.read(folder)), batch.unsafe] for batch in batches]
     names = {label: [hash_of("image to text", identities[label], made_from, a) for a in asked] for label in encoders}
     rows = answer_batches(Describer, arguments, names, settings.resources, "image to text", kept)

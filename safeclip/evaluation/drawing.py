@@ -21,9 +21,10 @@ from safeclip.evaluation.prompts import Prompt
 from safeclip.evaluation.reference import Reference
 from safeclip.evaluation.swap import swap_text_encoder
 from safeclip.generation.illustrate import MARK, encode_picture
-from safeclip.generation.judges import ImageJudge, make_image_judge
+from safeclip.generation.judges import ImageJudge, judge_versions, make_image_judge
 from safeclip.generation.painter import Painter
 from safeclip.generation.redraw import MARK as SAFE_MARK
+from safeclip.generation.weights import model_hash
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,9 @@ def draw_batches(
     """
     base, identity = (reference, "") if isinstance(reference, Missing) else (reference.encoder, reference.identity)
     made = settings.model_dump(exclude={"prompts", "count", "batch", "resources"})
-    made_from = [made, generate.judges.of_images(), generate.concepts, identity]
+    judges = generate.judges
+    judged = [judges.of_images(), judge_versions(judges)["pictures"], model_hash(str(judges.clip_model))]
+    made_from = [made, model_hash(settings.model), judged, generate.concepts, identity]
     asked = [[[asdict(p), (p.id, p.unsafe) in shown] for p in batch] for batch in batches]
     names = {label: [hash_of("text to image", identities[label], made_from, a) for a in asked] for label in encoders}
     arguments = (encoders, batches, shown, settings, generate, base)

@@ -1,12 +1,10 @@
 import shlex
 
-import pytest
-from huggingface_hub import constants
-
 from jobs.generate import main
 from safeclip.artifacts import open_run
 from safeclip.config import load_config
-from safeclip.generation.datasheet import datasheet, model_hash
+from safeclip.generation.datasheet import datasheet
+from safeclip.generation.weights import model_hash
 
 DATA = {"quadruplets": {"train": 8, "test": 2}, "rejected": {"captions: duplicate": 3}}
 
@@ -44,24 +42,3 @@ def test_its_command_deletes_the_unsafe_pictures_of_a_run_that_lies_elsewhere(tm
     command = sheet_of(*sets).split("`python -m jobs.generate ")[1].split("`")[0]
     main(shlex.split(command))
     assert not (run / "unsafe_images").exists()
-
-
-def test_the_hash_of_a_model_is_of_its_weights_in_whatever_folders(tmp_path):
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "model.safetensors").write_bytes(b"weights")
-    assert model_hash(str(tmp_path / "unet")) == model_hash(str(tmp_path / "copy")) != model_hash(str(tmp_path))
-    assert model_hash(str(tmp_path)).startswith("SHA-256 ")
-
-
-@pytest.mark.parametrize("file", ["config.json", "model_index.json"])
-def test_of_a_hubs_model_the_commit_is_named_where_it_was_downloaded(tmp_path, monkeypatch, file):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    folder = tmp_path / "models--someone--model"
-    for name, text in {f"snapshots/abc/{file}": "{}", "refs/main": "abc"}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    model_hash.cache_clear()
-    assert model_hash("someone/model") == "commit abc"
-    assert model_hash("someone/other") == model_hash("/no/such/folder") == "not known"
