@@ -15,7 +15,7 @@ from safeclip.device import reserved_device
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
-from safeclip.evaluation.intervals import with_intervals
+from safeclip.evaluation.intervals import paired_differences, with_intervals
 from safeclip.generation.captions import concept_for
 from safeclip.generation.judges import TextJudge, judge_versions, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request
@@ -108,9 +108,7 @@ def evaluate_toxifier(config: Config, run: Folder) -> dict[str, Any]:
         for name in MODELS
     }
     measured["gains"] = {
-        f"{after} - {before}": with_intervals(
-            {k: v - per_caption[before][k] for k, v in per_caption[after].items()}, settings.bootstrap, seed
-        )
+        f"{after} - {before}": paired_differences(per_caption[after], per_caption[before], settings.bootstrap, seed)
         for before, after in itertools.pairwise(MODELS)
     }
     measured |= {"judge": judge_versions(config.generate.judges)["texts"], "model": config.generate.toxify.model}
@@ -177,27 +175,27 @@ class Writer:
 
     def candidates(self, tasks: list[Task], accepted: np.ndarray, judge: TextJudge, limit: int) -> np.ndarray:
         """Returns how many candidates each task needed, given which first ones were accepted; `limit` at most."""
-        needed, left = np.ones(len(tasks)), np.flatnonzero(~accepted.astype(bool))
+        needed, left = np.ones(len(tasks)), np.flatnonzero(~accepted)
         for attempt in range(1, limit):
             if not len(left):
                 break
             needed[left] += 1
             again = [tasks[i] for i in left]
-            left = left[~accepts(judge, again, self.write(again, attempt)[0]).astype(bool)]
+            left = left[~accepts(judge, again, self.write(again, attempt)[0])]
         return needed
 
 
 def accepts(judge: TextJudge, tasks: list[Task], texts: list[str]) -> np.ndarray:
-    """Returns 1.0 for each text that judge and guard accept, 0.0 for the others, shape (n,)."""
+    """Returns whether judge and guard accept each text, bool of shape (n,)."""
     verdicts = judge([t.caption for t in tasks], texts, [t.concept for t in tasks])
     rows = zip(tasks, texts, verdicts, strict=True)
-    return np.array([float(v.reason is None and not guard.check_pair(t.caption, t.concept, x)) for t, x, v in rows])
+    return np.array([v.reason is None and not guard.check_pair(t.caption, t.concept, x) for t, x, v in rows], bool)
 
 
 def keeps(tasks: list[Task], texts: list[str], encoder: Encoder | None) -> np.ndarray:
     """Returns what each text keeps of its source, shape (n,).
 
-    In the world, without an encoder: 1.0 where it names an object of the source, and its background, else 0.0.
+    In the world, without an encoder: whether it names an object of the source, and its background.
     Elsewhere: the cosine of the two in the untouched text encoder.
     """
     sources = [task.caption for task in tasks]
@@ -206,10 +204,8 @@ def keeps(tasks: list[Task], texts: list[str], encoder: Encoder | None) -> np.nd
     from safeclip.world.scenes import background_named, objects_named
 
     return np.array([
-        float(
-            bool(set(objects_named(source)) & set(objects_named(text)))
-            and background_named(source) == background_named(text)
-        )
+        bool(set(objects_named(source)) & set(objects_named(text)))
+        and background_named(source) == background_named(text)
         for source, text in zip(sources, texts, strict=True)
     ])  # fmt: skip
 
