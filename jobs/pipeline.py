@@ -12,6 +12,7 @@ import time
 
 from jobs.command import config_of, parser, ray_session, run_folder, run_main
 from jobs.generate import generate
+from jobs.train_encoder import sections_of
 from jobs.train_toxifier import train as train_toxifier
 
 
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = config_of(options)
     began = time.monotonic()
     trains_toxifier = config.generate.toxify.adapter == "run"
-    sections = [*(["toxifier"] if trains_toxifier else []), "generate", "train", "evaluate"]
+    sections = [*(["toxifier"] if trains_toxifier else []), "generate", *sections_of(config), "evaluate"]
     with run_folder(config, options.replace) as run, ray_session(config, *sections):
         # Not before: they import for seconds, and a config that the run refuses need not wait for that.
         from jobs.evaluate import evaluate_run

@@ -19,6 +19,8 @@ from safeclip.config import Config
 
 def sections_of(config: Config) -> list[str]:
     """Returns the sections whose resources a training reserves, as `ray_session` takes them."""
+    if config.train.objective == "negation":  # trains nothing
+        return []
     preserve = config.train.preserve
     return ["train", *(["generate.illustrate"] if preserve and preserve.drawn else [])]
 

@@ -58,8 +58,6 @@ def merged(base: Encoder, student: torch.nn.Module) -> Encoder:
 def write_exports(safe: Encoder, student: torch.nn.Module | None, folder: Folder, card: str) -> str:
     """Writes the exports and the model card, and returns the hash of the encoder's weights.
 
-    Exports of an encoder before that this one has not are removed.
-
     Args:
         safe: the encoder.
         student: whose adapters are written, too, where it has some.
@@ -73,13 +71,17 @@ def write_exports(safe: Encoder, student: torch.nn.Module | None, folder: Folder
             save_adapter(student, local / "lora")
         folder.make()
         folder.write("README.md", card.encode())
-        for name in EXPORTS:
-            (folder / name).remove()
         for path in sorted(local.iterdir()):
             folder.put(path.name, path)
         return hashlib.sha256((local / "open_clip" / "open_clip_model.safetensors").read_bytes()).hexdigest()[:16]
     finally:
         shutil.rmtree(local)
+
+
+def remove_exports(folder: Folder) -> None:
+    """Removes the exports of a stage's folder: the next encoder may have fewer."""
+    for name in EXPORTS:
+        (folder / name).remove()
 
 
 def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> None:
@@ -96,7 +98,10 @@ def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> Non
     """
     if not checkpoint.exists(PROGRESS):
         raise UserError(f"--export {checkpoint.url}: no checkpoint lies here (no {PROGRESS})")
-    progress, best = read_best(checkpoint)
+    try:
+        progress, best = read_best(checkpoint)
+    except FileNotFoundError as error:
+        raise UserError(f"--export {checkpoint.url}: the weights of its best epoch are missing") from error
     if not progress.best_epoch:
         raise UserError(f"--export {checkpoint.url}: the training was not yet through an epoch")
     base = load_encoder(config.train.base)

@@ -19,7 +19,14 @@ from safeclip.encoder.model import Encoder, is_causal
 from safeclip.encoder.negation import negate_unsafe_weights
 from safeclip.encoder.objectives import NEGATION, Objective, make_objective
 from safeclip.encoder.progress import Progress, best_epochs, figure
-from safeclip.encoder.publish import merged, student_hash, trained_student, weights_hash, write_exports
+from safeclip.encoder.publish import (
+    merged,
+    remove_exports,
+    student_hash,
+    trained_student,
+    weights_hash,
+    write_exports,
+)
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_teacher
 from safeclip.encoder.tracker import check_tracker
 from safeclip.encoder.worker import Plan
@@ -150,6 +157,7 @@ def train_encoder(
         safe, content["train"] = _negate(base, train, run / "quadruplets" / "train")
         content["history"] = []
         (stage.folder / BEST).remove()
+        remove_exports(stage.folder)
         content["content_hash"] = write_exports(safe, None, stage.folder, model_card(config, content))
         return stage.finish(began, content)
     folders = {split: run / "quadruplets" / split for split in SPLITS}
@@ -181,6 +189,7 @@ def train_encoder(
     }
     content["history"] = progress.history
     model = trained_student(base, best, config)
+    remove_exports(stage.folder)
     content["content_hash"] = write_exports(merged(base, model), model, stage.folder, model_card(config, content))
     remove_training(stage.folder)
     return stage.finish(began, content)

@@ -21,7 +21,7 @@ from safeclip.encoder.model import Encoder, text_states
 from safeclip.encoder.objectives import make_objective
 from safeclip.encoder.objectives.safe_clip import SafeClip
 from safeclip.encoder.progress import Progress, best_epochs, figure
-from safeclip.encoder.publish import export_checkpoint, student_hash, write_exports
+from safeclip.encoder.publish import export_checkpoint, student_hash
 from safeclip.encoder.states import held_tokens, state_drift
 from safeclip.encoder.student import merge_student, trained_state
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_rows, plan_units
@@ -140,6 +140,9 @@ def test_a_checkpoint_is_exported_by_itself(trained, plan, tmp_path):
     for other in ("lora.rank=4", "lora.alpha=3.0", f"base={tmp_path}/base"):
         with pytest.raises(UserError, match="of another base or other adapters"):
             export_checkpoint(config_for("unused", f"train.{other}"), checkpoint, Folder(str(tmp_path / "other")))
+    (tmp_path / "checkpoint" / "epoch-0001.safetensors").unlink()
+    with pytest.raises(UserError, match="the weights of its best epoch are missing"):
+        export_checkpoint(config_for("unused"), checkpoint, Folder(str(tmp_path / "other")))
     assert not (tmp_path / "other").exists()
 
 
@@ -152,11 +155,12 @@ def test_a_checkpoint_within_the_first_epoch_has_nothing_to_export(plan, tmp_pat
     assert not (tmp_path / "other").exists()
 
 
-def test_exports_of_an_encoder_before_do_not_stay(tmp_path):
+def test_exports_of_an_encoder_before_do_not_stay(trained, tmp_path):
     folder = Folder(str(tmp_path))
     (folder / "lora").make()
-    write_exports(load_encoder("world:encoder"), None, folder, "card")
-    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "huggingface", "open_clip", "text_encoder"}
+    train_encoder(config_for("unused", "train.objective=negation"), trained[0], folder)
+    exports = {"README.md", "huggingface", "open_clip", "text_encoder"}
+    assert {path.name for path in tmp_path.iterdir()} == {*exports, "manifest.json"}
 
 
 def test_each_of_the_best_epochs_is_exported_by_itself_from_any_storage(trained, tmp_path):
