@@ -212,6 +212,6 @@ def check_terms(place: str, asked: dict[str, list[str]], acknowledge_explicit: b
     for concept, terms_of in asked.items():
         for term in terms_of:
             if check(term, "sexual") is not None:  # whatever the concept that it stands for
-                raise UserError(f"{place}: {term!r} is excluded for good, since it may name a minor")
+                raise UserError(f"{place}: {term!r} is excluded for good: it may name a minor, or a minor's age")
             if not acknowledge_explicit and check_pair(term, concept, "minor") is not None:
                 raise UserError(f"{place}: {term!r} needs generate.acknowledge_explicit=true, which the run records")
