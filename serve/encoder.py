@@ -10,7 +10,8 @@ from safeclip.artifacts import Folder
 from safeclip.config import Serve
 from safeclip.encoder.load import load_from
 from safeclip.encoder.model import decode_image
-from serve.schemas import IMAGE_FORMATS, MAX_IMAGE_PIXELS
+from safeclip.generation.images import FORMATS
+from serve.schemas import MAX_IMAGE_PIXELS
 
 
 class BatchedEncoder:
@@ -45,9 +46,7 @@ class BatchedEncoder:
             raise RuntimeError(f"the encoder gives embeddings of length {norm}")
 
     def _pixels_of(self, images: list[bytes]) -> np.ndarray:
-        decoded = (
-            decode_image(data, f"picture {i}", IMAGE_FORMATS, MAX_IMAGE_PIXELS) for i, data in enumerate(images, 1)
-        )
+        decoded = (decode_image(data, f"picture {i}", FORMATS, MAX_IMAGE_PIXELS) for i, data in enumerate(images, 1))
         return np.stack([self.encoder.resize_image(image) for image in decoded])
 
     @serve.batch

@@ -10,7 +10,6 @@ MAX_ITEMS = 64  # texts or pictures a request
 MAX_TEXT = 2000  # characters
 MAX_IMAGE_BYTES = 8 * 2**20
 MAX_IMAGE_PIXELS = 40_000_000
-IMAGE_FORMATS = ("WEBP", "JPEG", "PNG")
 MAX_BODY_BYTES = 32 * 2**20
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=r"\S")]

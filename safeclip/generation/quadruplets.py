@@ -85,9 +85,8 @@ def make_quadruplets(config: Config, run: Folder) -> dict[str, Any]:
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
         return manifest
-    began = stage.begin()
     folder.remove()  # cheap to make, so nothing of an earlier or cut-off attempt is kept
-    folder.make(private=True)
+    began = stage.begin(private=True)
     counts = dict.fromkeys(SPLITS, 0)
     hashes: list[str] = []
     splits: dict[bytes, str] = {}
