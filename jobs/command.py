@@ -275,7 +275,7 @@ def run_main(job: Callable[[list[str] | None], None], arguments: list[str] | Non
     except KeyboardInterrupt:
         if _debug:
             traceback.print_exc()
-        print("interrupted; the same command goes on from what the run holds", file=sys.stderr)
+        print("interrupted; the same command goes on from what is complete", file=sys.stderr)
         return 130
     except SystemExit as ended:  # argparse: 0 after --help, 2 for a wrong command line
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -45,7 +45,7 @@ def blocks_in(language: str):
 
 
 def run(*command: str) -> None:
-    ended = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=300)
+    ended = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

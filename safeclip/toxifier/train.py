@@ -51,6 +51,7 @@ def train_toxifier(config: Config, run: Folder) -> dict[str, Any]:
     if pairs.bad:
         print(f"pairs: {len(pairs.bad)} lines are left out{told(pairs.bad)}")
     check_batch(settings, "sft", len(pairs.train))
+    check_batch(settings, "dpo")  # its rows come later
     began = time.time()
     make_captions(config, run)
     folder.make(private=True)
@@ -78,15 +79,20 @@ def train_toxifier(config: Config, run: Folder) -> dict[str, Any]:
     )
 
 
-def check_batch(settings: ToxifierTraining, method: str, rows: int) -> None:
+def check_batch(settings: ToxifierTraining, method: str, rows: int | None = None) -> None:
     """Refuses a batch that does not fit the rows, the workers or what they take at once.
+
+    Args:
+        settings: of the toxifier.
+        method: `sft` or `dpo`.
+        rows: to train on; None where they are not known yet.
 
     Raises:
         UserError: which setting, and what would fit.
     """
     tuning, workers = getattr(settings, method), settings.resources.actors
     batch, micro = tuning.batch, tuning.micro_batch
-    if batch > rows:
+    if rows is not None and batch > rows:
         raise UserError(f"toxifier.{method}.batch: {batch} is more than the {rows} rows there are to train on")
     if batch % workers:
         raise UserError(

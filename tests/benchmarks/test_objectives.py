@@ -14,7 +14,6 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.timeout(300)
 def test_objectives_are_measured_beside_the_base(ray_cluster, tmp_path, capsys):
     run = Folder(str(tmp_path / "demo"))
     write_quadruplets(run, {"train": 24, "validation": 8, "test": 8})

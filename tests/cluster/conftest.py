@@ -28,15 +28,13 @@ class Local:
     def up(self) -> subprocess.CompletedProcess:
         return self("up", "--cpus", "3", "--port", str(self.port), "--dashboard-port", str(self.dashboard))
 
-    def run(self, *command: str, seconds: float = 120, **environment: str) -> subprocess.CompletedProcess:
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         everything = {**self.environment, **environment}
-        return subprocess.run(command, cwd=ROOT, env=everything, text=True, capture_output=True, timeout=seconds)
+        return subprocess.run(command, cwd=ROOT, env=everything, text=True, capture_output=True)
 
-    def submit(self, *words: str, seconds: float = 120) -> subprocess.CompletedProcess:
+    def submit(self, *words: str) -> subprocess.CompletedProcess:
         address = f"http://127.0.0.1:{self.dashboard}"
-        return self.run(
-            ".venv/bin/ray", "job", "submit", "--address", address, "--working-dir", ".", *words, seconds=seconds
-        )
+        return self.run(".venv/bin/ray", "job", "submit", "--address", address, "--working-dir", ".", *words)
 
 
 def free_ports(count: int) -> int:

@@ -47,7 +47,7 @@ def repository(tmp_path):
         pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": " ".join(map(str, places))}
         own = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHON": sys.executable, **pip, **environment}
         command = [str(tmp_path / "cluster" / "setup.sh")]
-        return subprocess.run(command, env=own, text=True, capture_output=True, timeout=300)
+        return subprocess.run(command, env=own, text=True, capture_output=True)
 
     return tmp_path, run, public, cpu_wheels
 

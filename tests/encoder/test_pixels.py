@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,26 @@ def test_a_picture_that_was_written_in_part_is_not_there(tmp_path):
     with path.open("r+b") as file:
         file.truncate(100)
     assert not store.read(0, np.empty(SHAPE, np.uint8))
+
+
+def test_a_picture_that_another_worker_writes_meanwhile_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    store, other = (PixelStore(tmp_path / "p.pixels", SHAPE) for _ in range(2))
+    other.write(1, picture(1))
+    found = np.zeros(SHAPE, np.uint8)
+
+    def and_write(read):
+        def both(*arguments):
+            count_or_data = read(*arguments)
+            other.write(0, picture(0))
+            return count_or_data
+
+        return both
+
+    for name in ("pread", "preadv"):
+        monkeypatch.setattr(os, name, and_write(getattr(os, name)))
+    assert not store.read(0, found) or np.array_equal(found, picture(0))
+    assert store.read(0, found)
+    assert np.array_equal(found, picture(0))
 
 
 def test_a_full_disk_is_told_once_and_costs_nothing_but_time(encoder, capsys):

@@ -32,7 +32,6 @@ def trained(ray_cluster, tmp_path_factory):
     return storage, printed.getvalue()
 
 
-@pytest.mark.timeout(900)
 def test_it_trains_measures_and_says_where_it_wrote(trained):
     storage, output = trained
     folder = storage / "small" / "toxifier"
@@ -53,7 +52,6 @@ def test_it_trains_measures_and_says_where_it_wrote(trained):
     assert f"written to {storage}/small/toxifier/evaluation.json" in output
 
 
-@pytest.mark.timeout(900)
 def test_a_second_call_trains_nothing(trained, capsys):
     storage, _ = trained
     assert run_main(main, _words(storage)) == 0
@@ -62,7 +60,6 @@ def test_a_second_call_trains_nothing(trained, capsys):
         assert f"{step}: complete, skipped" in output
 
 
-@pytest.mark.timeout(900)
 def test_the_merged_weights_load(trained):
     storage, _ = trained
     model = AutoModelForCausalLM.from_pretrained(storage / "small" / "toxifier" / "merged")

@@ -233,7 +233,7 @@ def test_build_app_names_a_wrong_argument(storage, arguments, said):
 
 def test_serve_run_refuses_an_unknown_run_in_one_line(storage):
     command = [str(ROOT / ".venv/bin/serve"), "run", "serve.app:build_app", "run=nowhere", f"storage={storage}"]
-    ended = subprocess.run(command, cwd=ROOT, env=dict(os.environ), text=True, capture_output=True, timeout=60)
+    ended = subprocess.run(command, cwd=ROOT, env=dict(os.environ), text=True, capture_output=True)
     assert ended.returncode == 1
     assert "run 'nowhere' has no safe encoder" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -241,4 +241,4 @@ def test_serve_run_refuses_an_unknown_run_in_one_line(storage):
 
 def test_importing_the_app_starts_no_ray():
     code = "import serve.app, ray; assert not ray.is_initialized()"
-    subprocess.run([str(ROOT / ".venv/bin/python"), "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([str(ROOT / ".venv/bin/python"), "-c", code], cwd=ROOT, check=True)

@@ -18,7 +18,7 @@ from safeclip.config import load_config
 from safeclip.errors import UserError
 from safeclip.toxifier.loop import Plan, make_trainer
 from safeclip.toxifier.pairs import read_pairs
-from safeclip.toxifier.train import check_losses, dpo_rows, sft_rows, train_step
+from safeclip.toxifier.train import check_losses, dpo_rows, sft_rows, train_step, train_toxifier
 from tests.processes import train_workers, wait_until
 from tests.toxifier.models import save_tiny_model
 
@@ -108,7 +108,6 @@ train_step(*pickle.load(open(sys.argv[1], "rb")))
 """
 
 
-@pytest.mark.timeout(400)
 def test_a_killed_driver_and_a_killed_worker_end_where_an_undisturbed_training_does(ray_cluster, tiny, tmp_path):
     """Two workers begin, one goes on, and another takes its place."""
     config = config_for(tiny, "toxifier.dpo.epochs=3")
@@ -160,6 +159,13 @@ def test_a_killed_driver_and_a_killed_worker_end_where_an_undisturbed_training_d
 def test_a_batch_that_does_not_fit_is_refused_before_workers_start(tiny, sets, message):
     with pytest.raises(UserError, match=message):
         rows_for(config_for(tiny, *sets), "dpo")
+
+
+def test_a_batch_of_preferences_is_checked_before_the_hours_that_they_take(tmp_path):
+    run = Folder(str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"toxifier.dpo.batch: 9 does not divide among 2 workers"):
+        train_toxifier(load_config(sets=["toxifier.dpo.batch=9"]), run)
+    assert not run.exists()
 
 
 def test_a_loss_that_is_no_number_ends_with_what_to_do(tiny, tmp_path):
