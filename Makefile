@@ -21,12 +21,12 @@ setup:  ## .venv from the lock that fits this machine
 	@cluster/setup.sh
 
 demo: setup  ## from captions to a safe encoder and its report, in the embedded world
-	$(python) -m jobs.pipeline --run $(RUN) --set storage=$(STORAGE) $(ARGS)
+	$(python) -m jobs.pipeline --run "$(RUN)" --set "storage=$(STORAGE)" $(ARGS)
 
 serve: setup  ## the endpoint of a run's safe encoder, on http://127.0.0.1:8000
 # Replicas take pickled calls from each other on all of the machine's addresses, so Ray's tokens stay on.
 	@RAY_AUTH_MODE=token RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 \
-		.venv/bin/serve run serve.app:build_app run=$(RUN) storage=$(STORAGE)
+		.venv/bin/serve run serve.app:build_app "run=$(RUN)" "storage=$(STORAGE)"
 
 test: setup  ## the tests
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.command import config_of, parser, ray_session, run_folder, run_main
+from jobs.command import config_of, parser, ray_session, run_main
 from jobs.train_encoder import sections_of
-from safeclip.artifacts import Folder, read_manifest, versions
+from safeclip.artifacts import AGAIN, TO_QUADRUPLETS, Folder, need_same, read_manifest, saved_config, versions
 from safeclip.config import Config
 from safeclip.errors import UserError
 
@@ -85,11 +85,12 @@ def _objectives(config: Config, options: Any) -> dict[str, Any]:
     from safeclip.benchmarks.objectives import ALL, ablations, compare_objectives, table
 
     names = options.objectives or (ablations(config) if options.ablate else ALL)
-    with run_folder(config, options.replace) as run:
-        if read_manifest(run / "quadruplets") is None:
-            raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
-        with ray_session(config, *sections_of(config), "evaluate"):
-            measured = compare_objectives(config, run, names, options.seeds)
+    run = Folder(config.storage) / config.run
+    need_same(config, saved_config(run), TO_QUADRUPLETS, AGAIN)  # and nothing of the run's own is made
+    if read_manifest(run / "quadruplets") is None:
+        raise UserError(f"{run.url}: quadruplets is not complete; run jobs.generate first")
+    with ray_session(config, *sections_of(config), "evaluate"):
+        measured = compare_objectives(config, run, names, options.seeds)
     print(table(measured))
     return {**measured, "train": config.train.model_dump(mode="json")}
 

@@ -11,11 +11,11 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jobs.resources import need_resources
-from safeclip.artifacts import Folder, holds_more_than_config, open_run
+from safeclip.artifacts import FLOW, Folder, holds_more_than_config, open_run
 from safeclip.config import Config, load_config
 from safeclip.errors import UserError
 
@@ -60,6 +60,7 @@ def config_of(options: argparse.Namespace) -> Config:
         UserError: as `load_config` does, or the results would lie in such a copy.
     """
     config = load_config(options.config, options.profile, options.set, options.run)
+    config = config.model_copy(update={"storage": os.path.expanduser(config.storage)})
     home = os.environ.get("SAFECLIP_HOME") or (os.getcwd() if _address(config) else None)
     if home is None or "://" in config.storage or os.path.isabs(config.storage):
         return config
@@ -84,14 +85,19 @@ def _address(config: Config) -> str | None:
 
 
 @contextlib.contextmanager
-def run_folder(config: Config, replace: bool = False) -> Iterator[Folder]:
+def run_folder(config: Config, replace: bool = False, makes: Sequence[str] = FLOW) -> Iterator[Folder]:
     """Opens the run's folder for the while; a new one in which nothing was made is removed at the end.
+
+    Args:
+        config: what to run.
+        replace: as `open_run` takes it.
+        makes: as `open_run` takes it.
 
     Raises:
         UserError: as `open_run` does.
     """
     is_new = not (Folder(config.storage) / config.run).exists()
-    run = open_run(config, replace)
+    run = open_run(config, replace, makes)
     try:
         yield run
     finally:

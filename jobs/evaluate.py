@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("--thorough", action="store_true", help="measure more, into a report of its own; takes longer")
     options = words.parse_args(arguments)
     config = config_of(options)
-    with run_folder(config, options.replace) as run:
+    with run_folder(config, options.replace, ["evaluate"]) as run:
         comparison = choose_comparison(config, run, options.encoders or [])
         if options.thorough:
             config = more_thorough(config)

@@ -10,7 +10,7 @@ The same command goes on where a run was cut off. Settings: ray_config.yaml, cap
 import sys
 
 from jobs.command import config_of, parser, ray_session, run_folder, run_main
-from safeclip.artifacts import Folder
+from safeclip.artifacts import TO_QUADRUPLETS, Folder
 from safeclip.config import Config
 
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         removed = purge(Folder(config.storage) / config.run)
         print(f"removed: {', '.join(removed) or 'nothing, there were no unsafe pictures'}")
         return
-    with run_folder(config, options.replace) as run, ray_session(config, "generate"):
+    with run_folder(config, options.replace, TO_QUADRUPLETS) as run, ray_session(config, "generate"):
         generate(config, run)
 
 

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         export_checkpoint(config, Folder(options.export), Folder(options.to))
         print(f"exported to {options.to}")
         return
-    with run_folder(config, options.replace) as run, ray_session(config, *sections_of(config)):
+    with run_folder(config, options.replace, ["train"]) as run, ray_session(config, *sections_of(config)):
         from safeclip.encoder.train import train_encoder  # imports for seconds, which a refusal need not wait for
 
         manifest = train_encoder(config, run)

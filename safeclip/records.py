@@ -9,6 +9,7 @@ import hashlib
 import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
+DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's, whose conversion to RGB cuts values off
 MOST_STRETCHED = 100  # a picture's longer side over its shorter one, which encoders enlarge to their size
 
 CAPTION = pa.schema([

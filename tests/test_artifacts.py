@@ -3,6 +3,7 @@ import os
 import stat
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +37,54 @@ def test_files_come_back_and_are_listed(folder):
     assert not folder.exists("c.json")
     folder.write("b.json", b"new")
     assert folder.read("b.json") == b"new"
+
+
+def test_links_are_what_they_lead_to(tmp_path):
+    (tmp_path / "store" / "inner").mkdir(parents=True)
+    (tmp_path / "store" / "b.png").write_bytes(b"b")
+    links = tmp_path / "links"
+    links.mkdir()
+    for name, place in {"a.png": "b.png", "dogs": "inner", "gone.png": "nowhere"}.items():
+        (links / name).symlink_to(tmp_path / "store" / place)
+    assert Folder(str(links)).files() == ["a.png"]
+    assert Folder(str(links)).folders() == ["dogs"]
+
+
+def test_a_folder_that_was_removed_in_part_is_not_complete(folder, monkeypatch):
+    Stage(folder, "key").finish(0.0, {})
+    folder.write("a.parquet", b"")
+
+    def cut_off():
+        raise OSError("cut off")
+
+    remove = type(folder.fs).rm
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            type(folder.fs), "rm", lambda fs, path, recursive=False: cut_off() if recursive else remove(fs, path)
+        )
+        with pytest.raises(OSError, match="cut off"):
+            folder.remove()
+    assert folder.files() == ["a.parquet"]
+    assert read_manifest(folder) is None
+    folder.remove()
+    assert not folder.exists()
+
+
+def test_what_several_write_at_once_is_whole_at_any_time(tmp_path):
+    folder, sizes = Folder(str(tmp_path)), (10, 2_000_000)
+
+    def write(size):
+        for _ in range(30):
+            folder.write("a", b"." * size)
+
+    write(sizes[0])
+    with ThreadPoolExecutor(2) as pool:
+        writing = [pool.submit(write, size) for size in sizes]
+        while not all(each.done() for each in writing):
+            assert len(folder.read("a")) in sizes
+        for each in writing:
+            each.result()
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_tables_come_back_whole(folder):
@@ -111,7 +160,7 @@ def test_a_write_that_fails_half_way_leaves_the_earlier_file(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"a\.json: cannot be written: No space left on device"):
         folder.write("a.json", b"other")
     assert folder.read("a.json") == b"whole"
-    assert folder.files() == ["a.json"], "what is half written is not listed"
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_a_place_that_cannot_be_a_folder_is_named(tmp_path):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from safeclip.artifacts import open_run, saved_config
+from safeclip.artifacts import TO_QUADRUPLETS, open_run, saved_config
 from safeclip.config import Config, Judges, differences, load_config, parse_config, save_config
 from safeclip.errors import UserError
 
@@ -191,6 +191,17 @@ def test_another_runs_settings_are_refused_unless_they_may_replace_it(tmp_path):
     for part in ("seed: 0 → 7", epochs, "give another --run, or --replace"):
         assert part in str(refused.value)
     assert saved_config(open_run(changed, replace=True)) == changed
+
+
+def test_a_job_takes_over_the_settings_of_what_it_makes_and_no_others(tmp_path):
+    config = run_config(tmp_path)
+    (open_run(config) / "captions").make()
+    both = run_config(tmp_path, "seed=7", "train.epochs=1")
+    for replace in (False, True):
+        with pytest.raises(UserError, match=r"seed: 0 → 7.*; give another --run, or --replace"):
+            open_run(both, replace, ["train"])
+    assert saved_config(open_run(both, True, TO_QUADRUPLETS)) == run_config(tmp_path, "seed=7")
+    assert saved_config(open_run(both, True, ["train"])) == both
 
 
 def test_a_run_is_measured_by_other_settings(tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import Compose
 
 from safeclip.errors import UserError
-from safeclip.records import MOST_STRETCHED
+from safeclip.records import DEEP_MODES, MOST_STRETCHED
 
 ENCODE_BATCH = 128  # rows that pass through a tower at once
 
@@ -34,8 +34,8 @@ def decode_image(
         most_pixels: how many it may have; as many as Pillow reads unless given.
 
     Raises:
-        UserError: the bytes are no picture, a broken one, or one too large, or too narrow to be resized; the message
-            starts with `name`.
+        UserError: the bytes are no picture, a broken one, one too large, too narrow to be resized, or of more than
+            8 bits a colour; the message starts with `name`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
@@ -46,6 +46,8 @@ def decode_image(
             raise UserError(
                 f"{name} is {width}×{height}; its longer side may be at most {MOST_STRETCHED} times its shorter one"
             )
+        if image.mode in DEEP_MODES:
+            raise UserError(f"{name} has more than 8 bits a colour; convert it first")
         return image.convert("RGB")
     except UserError:
         raise

@@ -102,12 +102,19 @@ def _earlier_stages(run: Folder, comparison: Comparison) -> dict[str, Any]:
     """Returns the manifests of the stages before, None where one that is not needed is not complete.
 
     The training is not among them where other encoders are compared than those before and after it.
+
+    Raises:
+        UserError: one is not complete, or the encoder was trained on other quadruplets.
     """
     needed = {"quadruplets": "generate"} | ({"encoder": "train_encoder"} if comparison.own else {})
     manifests = {name: read_manifest(run / name) for name in dict.fromkeys((*_DATA_STAGES, *needed))}
     for name, job in needed.items():
         if manifests[name] is None:
             raise UserError(f"{run.url}: {name} is not complete; run jobs.{job} first")
+    trained_on, there = (manifests[stage] or {} for stage in ("encoder", "quadruplets"))
+    if comparison.own and trained_on["quadruplets"] != there["content_hash"]:
+        # It may have seen what are test quadruplets now.
+        raise UserError(f"{run.url}: the encoder was trained on other quadruplets; run jobs.train_encoder first")
     return manifests
 
 

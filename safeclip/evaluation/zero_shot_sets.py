@@ -122,8 +122,7 @@ _Opened = tuple[list[str], np.ndarray, list[Unit], list[str], list[str]]
 
 
 def _open_folders(name: str, folder: Folder) -> _Opened:
-    entries = folder.fs.ls(folder.path(), detail=True) if folder.fs.isdir(folder.path()) else []
-    found = sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+    found = folder.folders() if folder.fs.isdir(folder.path()) else []
     pictures = {c: [f for f in (folder / c).files() if f.lower().endswith(PICTURE_SUFFIXES)] for c in found}
     if not any(pictures.values()):
         raise UserError(

@@ -62,7 +62,7 @@ def collect(config: Config, settings: Source, folder: Folder, seed: int) -> dict
     source = identity(settings)
     made_from = [source.get("sha256", "world"), settings.images, settings.single, config.generate.draws(), seed]
     stage = Stage(folder, hash_of(*made_from, settings.count, settings.unit_rows, limit))
-    if manifest := stage.manifest():
+    if (manifest := stage.manifest()) and _is_done(manifest):
         print(f"{name}: complete, skipped")
         return manifest
     began = stage.begin()
@@ -109,7 +109,7 @@ def _make_unit(settings: Source, folder: Folder, name: str, rows: list[dict[str,
 
 
 def _is_done(statistics: dict[str, Any] | None) -> bool:
-    """Whether a unit needs no work: a picture that was missing may have been put in its place since."""
+    """Whether a unit, or all, needs no work: a picture that was missing may have been put in its place since."""
     return statistics is not None and not {MISSING, UNREADABLE, UNDECODABLE} & statistics["rejected"].keys()
 
 

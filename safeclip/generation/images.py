@@ -6,14 +6,16 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from safeclip.records import MOST_STRETCHED
+from safeclip.records import DEEP_MODES, MOST_STRETCHED
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MISSING, UNREADABLE, UNDECODABLE, FORMAT, STRETCHED = (
+SEVERAL_JPEGS = "MPO"  # Pillow's name of a JPEG with another one behind it, as telephones write them
+MISSING, UNREADABLE, UNDECODABLE, FORMAT, DEEP, STRETCHED = (
     "picture missing",
     "picture cannot be read",
     "picture does not decode",
     f"picture is no {', '.join(FORMATS)}",
+    "picture has more than 8 bits a colour",
     f"picture is more than {MOST_STRETCHED} times as long as wide",
 )
 
@@ -30,34 +32,17 @@ def encode_webp(pixels: np.ndarray | Image.Image) -> bytes:
     return sink.getvalue()
 
 
-def decode(data: bytes) -> Image.Image:
-    """Returns an encoded picture in RGB; what is transparent becomes white.
-
-    Raises:
-        ValueError: the bytes are no whole picture.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data))
-            image.load()
-    except Exception as error:  # no list would be complete: each of Pillow's readers has failures of its own
-        raise ValueError(f"{len(data)} bytes are no whole picture: {error}") from error
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
 def defect(data: bytes) -> str | None:
     """Returns why these bytes cannot serve as a picture, None where they can."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind, size = image.format, image.size
-        decode(data)
-    except Exception:  # as in `decode`
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+    except Exception:  # no list would be complete: each of Pillow's readers has failures of its own
         return UNDECODABLE
-    if kind not in FORMATS:
+    if image.format not in (*FORMATS, SEVERAL_JPEGS):
         return FORMAT
-    return STRETCHED if max(size) > MOST_STRETCHED * min(size) else None
+    if image.mode in DEEP_MODES:
+        return DEEP
+    return STRETCHED if max(image.size) > MOST_STRETCHED * min(image.size) else None

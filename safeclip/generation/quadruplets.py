@@ -64,6 +64,10 @@ def split_rows(
     return kept
 
 
+def _row_hash(row: dict[str, Any]) -> str:
+    return hash_of({k: hashlib.sha256(v).hexdigest() if isinstance(v, bytes) else v for k, v in row.items()})
+
+
 def make_quadruplets(config: Config, run: Folder) -> dict[str, Any]:
     """Runs the stage: `quadruplets/<split>/*.parquet` with rows of QUADRUPLET, and `datasheet.md`.
 
@@ -99,7 +103,7 @@ def make_quadruplets(config: Config, run: Folder) -> dict[str, Any]:
         joined = join_rows(*tables)
         rows = split_rows(joined, splits, config.seed, *shares)
         repeated += len(joined) - len(rows)
-        hashes += [hash_of(r["id"], r["unsafe_caption"], r["unsafe_image"].hex(), r["split"]) for r in rows]
+        hashes += map(_row_hash, rows)
         for split in SPLITS:
             kept = [r for r in rows if r["split"] == split]
             counts[split] += len(kept)

@@ -22,7 +22,9 @@ from safeclip.generation.images import MISSING, UNREADABLE, defect, encode_webp
 from safeclip.world import scenes
 from safeclip.world.scenes import Scene
 
-Reference = dict[str, Any]  # plain data: {"scene": …}, {"file": name} or {"row": number of a Parquet row}
+Reference = dict[
+    str, Any
+]  # plain data: {"scene": …}, {"file": name}, {"bytes": …} or {"row": number of a Parquet row}
 NO_CAPTION = "caption empty"
 NO_OBJECT = "line is no JSON object"
 _BATCH, _BUFFER = 16, 2**20  # rows, and bytes, of a Parquet file that are read at once
@@ -237,7 +239,7 @@ def _picture(settings: Source, reference: Reference | None) -> tuple[bytes | Non
 def _file(settings: Source, name: str) -> bytes:
     if name.startswith("/"):
         return fsspec.filesystem("file").cat_file(name)
-    folder = settings.images or (settings.source.rsplit("/", 1)[0] if "/" in settings.source else ".")
+    folder = settings.images or (settings.source.rsplit("/", 1)[0] or "/" if "/" in settings.source else ".")
     return Folder(folder).read(name)
 
 

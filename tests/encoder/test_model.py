@@ -49,6 +49,13 @@ def test_a_picture_too_narrow_to_be_resized_is_refused(size, told):
         decode_image(encoded(size), "row 3")
 
 
+def test_a_picture_of_more_than_8_bits_a_colour_is_refused():
+    sink = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(sink, "PNG")
+    with pytest.raises(UserError, match=r"^picture has more than 8 bits a colour; convert it first"):
+        decode_image(sink.getvalue())
+
+
 def test_what_a_reader_of_pillow_raises_is_told_whatever_it_is():
     data = bytearray(encoded((8, 8), "DDS", "RGB"))
     data[80:84] = bytes(4)  # the kind of pixels: none raises NotImplementedError

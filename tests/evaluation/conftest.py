@@ -44,7 +44,7 @@ def make_run(storage: Path, noise: float) -> tuple[Config, Folder]:
             parameter += noise * parameter.std() * torch.randn_like(parameter) if parameter.ndim > 1 else 0
     save_encoder(model, storage / "small" / "encoder" / "open_clip")
     train = {"objective": "safe-clip", "epochs": 2, "samples_per_second": 31.5, "workers": 2}
-    Stage(run / "encoder", "key").finish(0, {"content_hash": "hash", "train": train})
+    Stage(run / "encoder", "key").finish(0, {"content_hash": "hash", "train": train, "quadruplets": "hash"})
     return config, run
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from jobs.command import run_main
 from jobs.evaluate import main, more_thorough
-from safeclip.artifacts import Folder
+from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Resources, load_config, save_config
 from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
@@ -232,6 +232,17 @@ def test_what_is_missing_is_named(report, tmp_path):
         evaluate(config, Folder(str(tmp_path)))
     with pytest.raises(UserError, match="there is no test split"):
         evaluation_sets(Folder(str(tmp_path)), 10, 0)
+
+
+def test_an_encoder_that_was_trained_on_other_quadruplets_is_not_measured_as_the_runs_own(report, tmp_path):
+    config, run, _ = report
+    other = Folder(str(tmp_path))
+    for stage, content in (("quadruplets", "other"), ("encoder", "hash")):
+        manifest = {**read_manifest(run / stage), "content_hash": content}
+        (other / stage).make()
+        (other / stage).write("manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(UserError, match=r"was trained on other quadruplets; run jobs\.train_encoder first"):
+        evaluate(config, other, choose_comparison(config, run, []))
 
 
 def test_only_the_worlds_own_pictures_are_shown_as_they_are():

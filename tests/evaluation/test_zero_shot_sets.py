@@ -28,6 +28,7 @@ def test_folders_are_classes(tmp_path):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_bytes(_png(3))
     (tmp_path / "owl").mkdir()
+    (tmp_path / ".cache").mkdir()
     found = open_set("pets", str(tmp_path))
     assert found.classes == ["big dog", "cat", "owl"]
     assert found.labels.tolist() == [0, 0, 1]

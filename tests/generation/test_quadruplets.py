@@ -112,6 +112,22 @@ def test_hash_is_of_the_content(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.parametrize("name", ["safe_image", "unsafe_image", "image_score"])
+def test_the_hash_is_of_all_that_trains(tmp_path, name):
+    config, run = _run(tmp_path, IDS)
+    before = make_quadruplets(config, run)
+    stage = "captions" if name == "safe_image" else "unsafe_images"
+    statistics = []
+    for file in (run / stage).files(".parquet"):
+        table = (run / stage).read_table(file)
+        rows = [{**row, name: 0.8 if name == "image_score" else row[name] + b"!"} for row in table.to_pylist()]
+        statistics.append(write_unit(run / stage, file, pa.Table.from_pylist(rows, table.schema)))
+    Stage(run / stage, "key").finish(0.0, summary_of(statistics))
+    after = make_quadruplets(config, run)
+    assert after["data"] == before["data"]
+    assert after["content_hash"] != before["content_hash"]
+
+
 def test_second_call_changes_nothing(tmp_path):
     config, run = _run(tmp_path, IDS)
     assert make_quadruplets(config, run) == make_quadruplets(config, run)

@@ -89,6 +89,7 @@ def test_storage_on_a_cluster_outlives_the_copy_that_the_job_runs_in(monkeypatch
     monkeypatch.setenv("SAFECLIP_HOME", "/home/someone/repository")
     assert config_from().storage == "/home/someone/repository/runs"
     assert config_from("--set", "storage=/data/runs").storage == "/data/runs"
+    assert config_from("--set", "storage=~/runs").storage == os.path.expanduser("~/runs")
     assert config_from("--set", "storage=s3://bucket/runs").storage == "s3://bucket/runs"
     monkeypatch.delenv("SAFECLIP_HOME")
     assert config_from().storage == os.path.join(os.getcwd(), "runs")
