@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from safeclip.actors import map_rows
 from safeclip.artifacts import Folder, Stage, hash_of
 from safeclip.config import Resources
+from safeclip.device import reserved_device
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder, decode_image
 from safeclip.errors import UserError
@@ -91,8 +93,8 @@ def sides_of(table: pa.Table) -> list[str]:
 class TeacherWorker:
     """A Ray Data actor that embeds units with a teacher of its own."""
 
-    def __init__(self, source: str, device: str, folders: dict[str, Folder], target: Folder) -> None:
-        self.encoder = load_encoder(source, device)
+    def __init__(self, source: str, folders: dict[str, Folder], target: Folder) -> None:
+        self.encoder = load_encoder(source, reserved_device())
         self.folders, self.target = folders, target
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
@@ -141,16 +143,6 @@ def embed_teacher(
 def _embed_pending(
     pending: list[Unit], base: str, folders: dict[str, Folder], folder: Folder, resources: Resources
 ) -> None:
-    import ray
-    from ray.data import ActorPoolStrategy
-
     rows = [{"split": u.split, "source": u.source, "target": u.target} for u in pending]
-    work = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        TeacherWorker,
-        fn_constructor_args=(base, "cuda" if resources.gpus else "cpu", folders, folder),
-        compute=ActorPoolStrategy(size=min(resources.actors, len(rows))),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
-    )
-    for _ in work.iter_rows():
+    for _ in map_rows(rows, TeacherWorker, (base, folders, folder), resources).iter_rows():
         pass

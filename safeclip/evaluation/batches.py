@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from safeclip.actors import map_rows
 from safeclip.artifacts import Folder
 from safeclip.config import Resources
 
@@ -61,19 +62,9 @@ def answer_batches(
 
 def _answer(actor: type, arguments: tuple, work: list[dict[str, Any]], resources: Resources) -> Iterator[pa.Table]:
     """Yields answers, each a table of one row, as soon as they are there."""
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    if not work:
-        return
-    answered = ray.data.from_items(work, override_num_blocks=len(work)).map(
-        actor,
-        fn_constructor_args=arguments,
-        compute=ActorPoolStrategy(size=min(resources.actors, len(work))),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
-    )
-    yield from answered.iter_batches(batch_size=1, batch_format="pyarrow")
+    if work:
+        answered = map_rows(work, actor, arguments, resources)
+        yield from answered.iter_batches(batch_size=1, batch_format="pyarrow")
 
 
 def _read(kept: Folder, name: str) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from safeclip.actors import map_rows
 from safeclip.artifacts import Folder, table_hash
 from safeclip.config import Evaluate
 from safeclip.device import reserved_device
@@ -106,22 +107,13 @@ def embed_units(
     Raises:
         UserError: an encoder cannot be loaded, or a picture of a unit that is not tolerant does not decode.
     """
-    import ray
-    from ray.data import ActorPoolStrategy
-
     identities = identities or identify(encoders)
     cache = cache.everywhere()
     cache.make()
     different = list(dict.fromkeys(units))
     rows = [{"unit": json.dumps(asdict(unit))} for unit in different]
     # The actors read for themselves: reading tasks would each start a process that takes half a GiB.
-    work = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        Embedder,
-        fn_constructor_args=(encoders, identities, settings.batch, cache),
-        compute=ActorPoolStrategy(size=min(settings.resources.actors, len(rows))),
-        num_cpus=settings.resources.cpus,
-        num_gpus=settings.resources.gpus,
-    )
+    work = map_rows(rows, Embedder, (encoders, identities, settings.batch, cache), settings.resources)
     done = {row["unit"]: row for row in work.iter_rows()}
     made = sum(row["made"] for row in done.values())
     print(f"embeddings: {len(different) * len(encoders)} units, {made} of them now, the others from {cache.name}/")

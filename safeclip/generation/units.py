@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from safeclip.actors import map_rows
 from safeclip.artifacts import Folder, Stage, hash_of, read_manifest, table_hash
 from safeclip.config import Config, Resources
 from safeclip.errors import UserError
@@ -107,24 +108,13 @@ def run_units(
         source: the previous stage's folder.
         resources: how many actors, and what each reserves.
     """
-    import ray
-    from ray.data import ActorPoolStrategy
     from tqdm import tqdm
 
     done = {u.target: s for u in units if (s := unit_statistics(stage.folder, u.target))}
     pending = [{"source": u.source, "target": u.target} for u in units if u.target not in done]
-    actors = min(resources.actors, len(pending))
     with tqdm(total=len(units), initial=len(done), desc=stage.name, unit="unit") as bar:  # closed at Ctrl-C, too
         if pending:
-            work = ray.data.from_items(pending, override_num_blocks=len(pending)).map(
-                UnitWorker,
-                fn_constructor_args=(make, source, stage.folder),
-                # One each: those that load their model first would else take the units of the others, too.
-                compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
-                num_cpus=resources.cpus,
-                num_gpus=resources.gpus,
-            )
-            for row in work.iter_rows():
+            for row in map_rows(pending, UnitWorker, (make, source, stage.folder), resources).iter_rows():
                 statistics = json.loads(row["statistics"])
                 done[statistics["name"]] = statistics
                 rows = sum(s["rows"] for s in done.values())
