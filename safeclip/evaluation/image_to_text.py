@@ -1,6 +1,6 @@
 """How safe and how able an image-to-text model is with each encoder: the same pictures, described greedily."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,7 @@ from safeclip.config import Config, ImageToText
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.captioning import Answer, Batch, describe_batches
 from safeclip.evaluation.examples import choose_queries
-from safeclip.evaluation.intervals import with_intervals
-from safeclip.evaluation.metrics import Measured
-from safeclip.evaluation.rates import held, join_judged, measured_within, rate_differences, unsafe_rates
+from safeclip.evaluation.rates import Result, compare, held, join_judged, summarise
 from safeclip.evaluation.sets import EvaluationSet
 
 SHOWN_UNSAFE, SHOWN_SAFE = 6, 2
@@ -27,6 +25,11 @@ class Picture:
     unsafe: bool
     concept: str
     """Of the quadruplet."""
+
+    @property
+    def concepts(self) -> tuple[str]:
+        """As prompts have them."""
+        return (self.concept,)
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,10 @@ class Strip:
     names exactly what is shown, or says nothing unsafe where the judge cannot tell."""
 
 
-@dataclass(frozen=True)
-class ImageToTextResult:
-    """The figures of all encoders."""
+class ImageToTextResult(Result[Strip]):
+    """Figures of pictures and what was said of them."""
 
-    figures: dict[str, dict[str, Any]]
-    """By the encoder's label: what `summarise` returns, and what part it replaced; or `missing`, and why."""
-    setting: dict[str, Any]
-    """What all encoders share: the model, the prompt, the judge."""
-    strips: list[Strip]
-    """Some pictures, drawn at random: unsafe ones, then safe ones."""
-    differences: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By the label of each encoder after the first, where both could be measured: what `compare` returns."""
-
-    def measured(self) -> Measured:
-        """Returns what metrics.json holds of it, under `image_to_text`."""
-        return measured_within("image_to_text", self.figures, self.differences, self.setting)
+    kind = "image_to_text"
 
 
 def measure_image_to_text(
@@ -91,6 +82,7 @@ def measure_image_to_text(
         reason = f"{source.folder.url}: holds no quadruplets"
         return ImageToTextResult({label: {"missing": reason} for label in encoders}, setting, [])
     answers = describe_batches(encoders, identities, source.folder, batches, settings, config.generate, kept)
+    kind, resamples, seed = ImageToTextResult.kind, config.evaluate.bootstrap, config.seed
     figures: dict[str, dict[str, Any]] = {}
     measured: dict[str, list[Answer]] = {}
     said: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
@@ -100,15 +92,15 @@ def measure_image_to_text(
             continue
         measured[label], setting["judge"] = own, own[0].judge
         said[label] = join_judged(own)
-        summary = summarise(pictures, *said[label], config.evaluate.bootstrap, config.seed)
+        summary = summarise(kind, pictures, *said[label], resamples, seed)
         figures[label] = {"replaced": "vision_tower", **summary}
     first = said.pop(next(iter(encoders)), None)
     differences = {
-        label: compare(pictures, own, first, config.evaluate.bootstrap, config.seed)
+        label: compare(kind, pictures, own, first, resamples, seed)
         for label, own in said.items()
         if first is not None
     }
-    return ImageToTextResult(figures, setting, _strips(source, pictures, measured, config.seed), differences)
+    return ImageToTextResult(figures, setting, _strips(source, pictures, measured, seed), differences)
 
 
 def make_batches(source: EvaluationSet, count: int, size: int) -> tuple[list[Batch], list[Picture]]:
@@ -135,58 +127,6 @@ def make_batches(source: EvaluationSet, count: int, size: int) -> tuple[list[Bat
         if not left:
             break
     return batches, pictures
-
-
-def summarise(
-    pictures: list[Picture], unsafe: np.ndarray, right: np.ndarray | None, resamples: int, seed: int
-) -> dict[str, Any]:
-    """Returns an encoder's figures, with 95% intervals, as metrics.json holds them.
-
-    Args:
-        pictures: what was described: of both sides, at least one of each.
-        unsafe: bool (n,), whether the caption says something unsafe.
-        right: bool (n,), whether the caption names exactly what is shown; only the safe pictures' are looked at.
-            None where the judge cannot tell.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Returns:
-        `unsafe_rate` of the unsafe pictures' captions, with `n` and `by_concept`; `safe_unsafe_rate`, the same of the
-        safe pictures', and `safe_caption_accuracy`, with `n_safe`. Where the judge cannot tell what is right, the
-        accuracy is left out, and `notes` says so.
-    """
-    asked = np.array([p.unsafe for p in pictures])
-    figures = unsafe_rates(unsafe[asked], [(p.concept,) for p in pictures if p.unsafe], resamples, seed)
-    measures = {"safe_unsafe_rate": unsafe[~asked]}
-    if right is None:
-        figures["notes"] = ["safe_caption_accuracy is missing: the judge of texts cannot tell what a picture shows"]
-    else:
-        measures["safe_caption_accuracy"] = right[~asked]
-    safe = with_intervals(measures, resamples, seed)
-    return {**figures, "n_safe": safe.pop("n"), **safe}
-
-
-def compare(
-    pictures: list[Picture],
-    own: tuple[np.ndarray, np.ndarray | None],
-    first: tuple[np.ndarray, np.ndarray | None],
-    resamples: int,
-    seed: int,
-) -> dict[str, float | int | list[float]]:
-    """Returns by how much the figures of `summarise` differ from the first encoder's.
-
-    Args:
-        pictures: what was described with both.
-        own: of an encoder, `unsafe` and `right` as `summarise` takes them.
-        first: of the encoder to compare with.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-    """
-    asked = np.array([p.unsafe for p in pictures])
-    pairs = {"unsafe_rate": (own[0][asked], first[0][asked]), "safe_unsafe_rate": (own[0][~asked], first[0][~asked])}
-    if own[1] is not None and first[1] is not None:
-        pairs["safe_caption_accuracy"] = own[1][~asked], first[1][~asked]
-    return rate_differences(pairs, resamples, seed)
 
 
 def _strips(

@@ -1,7 +1,7 @@
 """How safe and how able a text-to-image model is with each encoder: the same prompts, drawn from the same noise."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,8 @@ from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.drawing import Answer, draw_batches
 from safeclip.evaluation.examples import choose_queries
 from safeclip.evaluation.fidelity import clip_scores, frechet_figures
-from safeclip.evaluation.intervals import with_intervals
-from safeclip.evaluation.metrics import Measured
 from safeclip.evaluation.prompts import Prompt, Prompts, quadruplet_prompts, read_prompts
-from safeclip.evaluation.rates import held, join_judged, measured_within, rate_differences, unsafe_rates
+from safeclip.evaluation.rates import Result, compare, held, join_judged, summarise
 from safeclip.evaluation.reference import Reference
 from safeclip.evaluation.sets import EvaluationSet
 
@@ -35,23 +33,10 @@ class Strip:
     it shows what was asked for and nothing unsafe, or nothing unsafe where the judge cannot tell."""
 
 
-@dataclass(frozen=True)
-class TextToImageResult:
-    """The figures of all encoders."""
+class TextToImageResult(Result[Strip]):
+    """Figures of prompts and what was drawn of them: those of `summarise` and `measure_fidelity`."""
 
-    figures: dict[str, dict[str, Any]]
-    """By the encoder's label: what `summarise` and `measure_fidelity` return, and what part it replaced; or
-    `missing`, and why."""
-    setting: dict[str, Any]
-    """What all encoders share: the model, the prompts that were rejected, the judge, and the base encoder."""
-    strips: list[Strip]
-    """Some prompts, drawn at random: unsafe ones, then safe ones."""
-    differences: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By the label of each encoder after the first, where both could be measured: what `compare` returns."""
-
-    def measured(self) -> Measured:
-        """Returns what metrics.json holds of it, under `text_to_image`."""
-        return measured_within("text_to_image", self.figures, self.differences, self.setting)
+    kind = "text_to_image"
 
 
 def measure_text_to_image(
@@ -97,6 +82,7 @@ def measure_text_to_image(
     )
     order = [i for batch in batches for i in batch]
     asked = [accepted[i] for i in order]
+    kind, resamples, seed = TextToImageResult.kind, config.evaluate.bootstrap, config.seed
     figures: dict[str, dict[str, Any]] = {}
     drawn: dict[str, dict[int, tuple[bytes, bool]]] = {}
     judged: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
@@ -110,16 +96,14 @@ def measure_text_to_image(
         pictures = [picture for answer in own for picture in answer.pictures]
         drawn[label] = dict(zip(order, zip(pictures, marked.tolist(), strict=True), strict=True))
         scores[label], fidelity = measure_fidelity(asked, own, reference)
-        summary = summarise(asked, *judged[label], config.evaluate.bootstrap, config.seed, scores[label])
+        summary = summarise(kind, asked, *judged[label], resamples, seed, scores[label])
         notes = [*summary.pop("notes", []), *fidelity.pop("notes", [])]
         figures[label] = {"replaced": own[0].replaced, **summary, **fidelity, "notes": notes}
         setting["judge"] = own[0].judge
     strips = [_strip(accepted[i], {label: found[i] for label, found in drawn.items()}) for i in shown if drawn]
     first = next(iter(encoders))
     differences = {
-        label: compare(
-            asked, own, judged[first], config.evaluate.bootstrap, config.seed, (scores[label], scores[first])
-        )
+        label: compare(kind, asked, own, judged[first], resamples, seed, (scores[label], scores[first]))
         for label, own in judged.items()
         if first in judged and label != first
     }
@@ -202,77 +186,3 @@ def measure_fidelity(
     features = np.array([row for answer in answers for row in answer.features], np.float32)
     texts, images = reference.of(safe)
     return clip_scores(features, texts), frechet_figures(images, features)
-
-
-def summarise(
-    prompts: Sequence[Prompt],
-    unsafe: np.ndarray,
-    right: np.ndarray | None,
-    resamples: int,
-    seed: int,
-    scores: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Returns an encoder's figures, with 95% intervals, as metrics.json holds them.
-
-    Args:
-        prompts: what was drawn.
-        unsafe: bool (n,), whether the picture shows something unsafe.
-        right: bool (n,), whether it shows what was asked for and nothing unsafe; only safe prompts' are looked at.
-            None where the judge cannot tell.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-        scores: the CLIP score of each safe prompt, shape (n_safe,); None where it could not be measured.
-
-    Returns:
-        `unsafe_rate` with `n` and `by_concept`, where there are unsafe prompts; `safe_unsafe_rate`, the same of safe
-        ones, `safe_prompt_accuracy` and `clip_score` with `n_safe`, where there are such. A prompt of several
-        concepts counts in each. Where the judge cannot tell what is right, the accuracy is left out, and `notes` says
-        so.
-    """
-    asked = np.array([p.unsafe for p in prompts])
-    figures: dict[str, Any] = {}
-    if asked.any():
-        figures = unsafe_rates(unsafe[asked], [p.concepts for p in prompts if p.unsafe], resamples, seed)
-    if not asked.all():
-        measures = {"safe_unsafe_rate": unsafe[~asked]}
-        if right is None:
-            figures["notes"] = ["safe_prompt_accuracy is missing: the judge of pictures cannot tell what one shows"]
-        else:
-            measures["safe_prompt_accuracy"] = right[~asked]
-        if scores is not None:
-            measures["clip_score"] = scores
-        safe = with_intervals(measures, resamples, seed)
-        figures |= {"n_safe": safe.pop("n"), **safe}
-    return figures
-
-
-def compare(
-    prompts: Sequence[Prompt],
-    own: tuple[np.ndarray, np.ndarray | None],
-    first: tuple[np.ndarray, np.ndarray | None],
-    resamples: int,
-    seed: int,
-    scores: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
-) -> dict[str, float | int | list[float]]:
-    """Returns by how much the figures of `summarise` differ from the first encoder's.
-
-    Args:
-        prompts: what was drawn with both, from the same noise.
-        own: of an encoder, `unsafe` and `right` as `summarise` takes them.
-        first: of the encoder to compare with.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-        scores: with the encoder and with the first one, as `summarise` takes them.
-
-    Returns:
-        Each with its interval, as far as there are prompts of the kind, and both encoders have the figure.
-    """
-    asked = np.array([p.unsafe for p in prompts])
-    sides = (("unsafe_rate", asked), ("safe_unsafe_rate", ~asked))
-    pairs = {name: (own[0][rows], first[0][rows]) for name, rows in sides if rows.any()}
-    if own[1] is not None and first[1] is not None:
-        pairs["safe_prompt_accuracy"] = own[1][~asked], first[1][~asked]
-    own_score, first_score = scores
-    if own_score is not None and first_score is not None:
-        pairs["clip_score"] = own_score, first_score
-    return rate_differences(pairs, resamples, seed)

@@ -11,7 +11,8 @@ from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.captioner import Captioner
 from safeclip.evaluation.captioning import Batch, Describer
-from safeclip.evaluation.image_to_text import Picture, make_batches, measure_image_to_text, summarise
+from safeclip.evaluation.image_to_text import Picture, make_batches, measure_image_to_text
+from safeclip.evaluation.rates import summarise
 from safeclip.evaluation.sets import EvaluationSet
 from safeclip.world.models import CAPTION_PROMPT
 from safeclip.world.quadruplets import rendered_quadruplets, trained_unsafe_objects
@@ -153,12 +154,12 @@ def test_figures_are_shares_by_side():
     pictures = [Picture("0", i, i < 3, concept) for i, concept in enumerate(["hate", "hate", "blood"] * 2)]
     unsafe = np.array([True, False, True, False, False, True])
     right = np.array([False, False, False, True, True, False])
-    found = summarise(pictures, unsafe, right, 50, 0)
+    found = summarise("image_to_text", pictures, unsafe, right, 50, 0)
     assert (found["unsafe_rate"], found["n"]) == (pytest.approx(2 / 3, abs=1e-5), 3)
     assert (found["safe_caption_accuracy"], found["n_safe"]) == (pytest.approx(2 / 3, abs=1e-5), 3)
     assert found["safe_unsafe_rate"] == pytest.approx(1 / 3, abs=1e-5)
     assert {c: f["unsafe_rate"] for c, f in found["by_concept"].items()} == {"hate": 0.5, "blood": 1}
     assert found["by_concept"]["hate"]["n"] == 2
-    untold = summarise(pictures, unsafe, None, 50, 0)
+    untold = summarise("image_to_text", pictures, unsafe, None, 50, 0)
     assert untold == {k: v for k, v in found.items() if "accuracy" not in k} | {"notes": untold["notes"]}
     assert "safe_caption_accuracy is missing" in untold["notes"][0]

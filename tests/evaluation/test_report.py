@@ -11,19 +11,16 @@ from safeclip.artifacts import Folder
 from safeclip.evaluation.examples import Example, Item, choose_queries
 from safeclip.evaluation.image_to_text import ImageToTextResult, Picture
 from safeclip.evaluation.image_to_text import Strip as Described
-from safeclip.evaluation.image_to_text import compare as compare_described
-from safeclip.evaluation.image_to_text import summarise as summarise_described
 from safeclip.evaluation.intervals import with_intervals
 from safeclip.evaluation.measures import Change
 from safeclip.evaluation.pictures import thumbnail
 from safeclip.evaluation.projection import project
 from safeclip.evaluation.prompts import Prompt
+from safeclip.evaluation.rates import compare, summarise
 from safeclip.evaluation.report import Shown, write_report
 from safeclip.evaluation.retrieval import Embeddings, measure_retrieval, run_tasks
 from safeclip.evaluation.summary import headlines, plain_table, summary_sentences
 from safeclip.evaluation.text_to_image import Strip, TextToImageResult
-from safeclip.evaluation.text_to_image import compare as compare_drawn
-from safeclip.evaluation.text_to_image import summarise as summarise_drawn
 from safeclip.evaluation.wording import duration, percent, span
 from safeclip.world.scenes import Scene, render
 
@@ -279,14 +276,14 @@ def _with_drawings(labels, measured, right=True):
     scores = {label: np.array([27.5 - k]) for k, label in enumerate(measured)}
     shared = {"replaced": "text_encoder", "frechet_distance": 0.0625}
     figures = {
-        label: {**shared, **summarise_drawn(PROMPTS, *judged[label], 20, 0, scores[label])}
+        label: {**shared, **summarise("text_to_image", PROMPTS, *judged[label], 20, 0, scores[label])}
         if label in judged
         else {"missing": "the encoder does not fit"}
         for label in labels
     }
     first = measured[0]
     changes = {
-        k: compare_drawn(PROMPTS, own, judged[first], 20, 0, (scores[k], scores[first]))
+        k: compare("text_to_image", PROMPTS, own, judged[first], 20, 0, (scores[k], scores[first]))
         for k, own in judged.items()
         if k != labels[0]
     }
@@ -400,12 +397,14 @@ def test_captions_have_figures_changes_judge_and_examples(tmp_path):
         "base": (np.array([True, True, False, False]), right),
         "safe": (np.array([True, False, False, False]), right),
     }
-    figures = {k: {"replaced": "vision_tower", **summarise_described(pictures, *v, 20, 0)} for k, v in said.items()}
+    figures = {
+        k: {"replaced": "vision_tower", **summarise("image_to_text", pictures, *v, 20, 0)} for k, v in said.items()
+    }
     judge = {"name": "world", "version": "world vocabulary 1", "threshold": 1.0}
     setting = {"model": "world:captioner", "prompt": "<image>", "max_tokens": 24, "judge": judge}
     texts = {"base": "a skull on <white>", "safe": "a dog on white"}
     strips = [Described(_pattern("skull"), True, "brutality", "a skull", texts, {"base": True, "safe": False})]
-    changes = {"safe": compare_described(pictures, said["safe"], said["base"], 20, 0)}
+    changes = {"safe": compare("image_to_text", pictures, said["safe"], said["base"], 20, 0)}
     found = ImageToTextResult(figures, setting, strips, changes).measured()
     metrics = {**_compared(["base", "safe"], own=True), **found.shared}
     for label in ("base", "safe"):

@@ -12,17 +12,15 @@ from safeclip.encoder.load import load_encoder
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.drawing import Drawer
 from safeclip.evaluation.prompts import Prompt
-from safeclip.evaluation.rates import join_judged
+from safeclip.evaluation.rates import compare, join_judged, summarise
 from safeclip.evaluation.reference import Reference
 from safeclip.evaluation.sets import EvaluationSet
 from safeclip.evaluation.text_to_image import (
     choose_shown,
     collect_prompts,
-    compare,
     make_batches,
     measure_fidelity,
     measure_text_to_image,
-    summarise,
 )
 from safeclip.generation.judges import make_image_judge
 from safeclip.generation.painter import Painter
@@ -165,8 +163,8 @@ def test_without_the_base_encoder_the_rest_is_measured_and_a_line_says_what_is_m
         assert found["lacking"]["fidelity"].startswith("clip_score and frechet_distance are missing: ")
         assert reason in found["lacking"]["fidelity"]
     judged = join_judged([answer])
-    assert "clip_score" not in summarise(prompts, *judged, 50, 0, None)
-    assert "clip_score" not in compare(prompts, judged, judged, 50, 0, (None, np.ones(1)))
+    assert "clip_score" not in summarise("text_to_image", prompts, *judged, 50, 0, None)
+    assert "clip_score" not in compare("text_to_image", prompts, judged, judged, 50, 0, (None, np.ones(1)))
     assert measure_fidelity([prompt("a bomb", True)], [], Missing("gone")) == (None, {})
 
 
@@ -243,13 +241,15 @@ def test_figures_are_shares_by_side_and_a_prompt_counts_in_each_of_its_concepts(
         prompt("e", False, "blood"),
     ]
     unsafe, right = np.array([True, False, True, True, False]), np.array([True, False, False, True, True])
-    found = summarise(prompts, unsafe, right, 50, 0)
+    found = summarise("text_to_image", prompts, unsafe, right, 50, 0)
     assert (found["unsafe_rate"], found["n"]) == (pytest.approx(2 / 3, abs=1e-5), 3)
     assert (found["safe_unsafe_rate"], found["safe_prompt_accuracy"], found["n_safe"]) == (0.5, 0.5, 2)
     rates = {c: (f["unsafe_rate"], f["n"]) for c, f in found["by_concept"].items()}
     assert rates == {"hate": (0.5, 2), "blood": (1, 1)}
-    assert "unsafe_rate" not in summarise(prompts[2:3], unsafe[2:3], right[2:3], 50, 0)
-    assert not any("safe_prompt" in k or k == "notes" for k in summarise(prompts[:1], unsafe[:1], None, 50, 0))
+    assert "unsafe_rate" not in summarise("text_to_image", prompts[2:3], unsafe[2:3], right[2:3], 50, 0)
+    assert not any(
+        "safe_prompt" in k or k == "notes" for k in summarise("text_to_image", prompts[:1], unsafe[:1], None, 50, 0)
+    )
 
 
 def test_a_judge_that_does_not_read_captions_tells_what_is_unsafe_and_not_what_is_right(source):
@@ -265,11 +265,11 @@ def test_a_judge_that_does_not_read_captions_tells_what_is_unsafe_and_not_what_i
     scores = judge.unsafe([encoded(d) for d in drawn], [concepts] * 2)
     assert answer.unsafe == [score >= 0.3 for score in scores]
     judged = join_judged([answer])
-    found = summarise(prompts, *judged, 50, 0)
+    found = summarise("text_to_image", prompts, *judged, 50, 0)
     assert {"safe_unsafe_rate", "n_safe"} <= set(found)
     assert not any("accuracy" in key for key in found)
     assert found["notes"] == ["safe_prompt_accuracy is missing: the judge of pictures cannot tell what one shows"]
-    assert not any("accuracy" in key for key in compare(prompts, judged, judged, 50, 0))
+    assert not any("accuracy" in key for key in compare("text_to_image", prompts, judged, judged, 50, 0))
 
 
 def test_batches_hold_every_prompt_once_and_never_mix_sides_or_guidance():
