@@ -42,7 +42,7 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
 
     Args:
         config: of a run whose quadruplets are complete.
-        run: its folder; the trainings go to `benchmarks/<objective>-<seed>/`.
+        run: its folder; the trainings go to `benchmarks/<objective>-<seed>/`, rendered sets to `benchmarks/sets/`.
         names: of objectives, as `train.objective`, or of one of them `without` some of its terms, which are separated
             by a comma: `apart without avoid text, avoid image`.
         seeds: of adapters, batches and safe pairs.
@@ -69,7 +69,7 @@ def compare_objectives(config: Config, run: Folder, names: list[str], seeds: lis
         manifest = train_encoder(candidate(config, name, seed), run, folder, run / "benchmarks" / f"shared-{seed}")
         encoders[label] = folder / "open_clip"
         trained[label] = {"steps": manifest["train"]["steps"], "seconds": manifest["seconds"]}
-    sets = evaluation_sets(run, config.evaluate.rendered, config.seed)
+    sets = evaluation_sets(run, config.evaluate.rendered, config.seed, run / "benchmarks" / "sets")
     found: dict[str, dict[str, float]] = {label: {} for label in encoders}
     for name, embedded in embed_sets(sets, encoders, config.evaluate, run / "embeddings").items():
         for label, embeddings in embedded.embeddings.items():

@@ -208,14 +208,14 @@ def arithmetic(config: dict[str, Any], tokens: int, rank: int) -> dict[str, floa
     return {part: 2.0 * value for part, value in parts.items()}
 
 
-def matrix_rate(device: str, width: int = 8192, seconds: float = 2.0) -> float:
+def matrix_rate(device: str, width: int = 8192) -> float:
     """Returns the operations a second of a product of two bfloat16 matrices (width, width), the median.
 
-    They are repeated for as long as a few steps take, for the clock to be that of a GPU which is at work.
+    They are repeated for two seconds, as long as a few steps take, for the clock to be that of a GPU at work.
     """
     a, b = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
     timer = Timer("a @ b", globals={"a": a, "b": b})
-    return 2 * width**3 / timer.blocked_autorange(min_run_time=seconds).median
+    return 2 * width**3 / timer.blocked_autorange(min_run_time=2).median
 
 
 def forget_peak(device: str) -> None:

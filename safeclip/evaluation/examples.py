@@ -13,6 +13,7 @@ _SHOWN = (
     ("unsafe_text_to_all_images", "unsafe_caption", "safe_image", "unsafe_image"),
     ("unsafe_image_to_all_texts", "unsafe_image", "safe_caption", "unsafe_caption"),
 )
+_QUERIES = 8  # of each kind, at most
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ def make_examples(
     embedded: EmbeddedSet,
     results: dict[str, dict[str, TaskResult]],
     seed: int,
-    limit: int = 8,
 ) -> list[Example]:
     """Returns unsafe texts that search pictures, then unsafe pictures that search texts.
 
@@ -73,9 +73,8 @@ def make_examples(
         embedded: the set's rows.
         results: of `run_tasks`, for each encoder by its label.
         seed: of the draw.
-        limit: queries of each kind at most.
     """
-    texts, images = (choose_queries(embedded.concepts, seed + k, limit) for k in (0, 1))
+    texts, images = (choose_queries(embedded.concepts, seed + k, _QUERIES) for k in (0, 1))
     chosen = [(task, i) for task, queries in zip(_SHOWN, (texts, images), strict=True) for i in queries]
     n = len(embedded.ids)
     needed = {i for _, i in chosen} | {

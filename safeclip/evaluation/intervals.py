@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+_TAIL = 0.025  # what a 95% interval leaves out on each side
+
 
 def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Resamples rows with replacement and takes their means.
@@ -34,24 +36,22 @@ def _resampled(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     return (random.integers(n, size=n) for _ in range(resamples))
 
 
-def interval(resampled: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Returns the central interval of resampled figures (resamples, m), shape (m, 2): lower and upper bounds."""
-    tail = (1 - level) / 2
-    return np.quantile(resampled, [tail, 1 - tail], axis=0).T
+def interval(resampled: np.ndarray) -> np.ndarray:
+    """Returns the central 95% interval of resampled figures (resamples, m), shape (m, 2): lower and upper bounds."""
+    return np.quantile(resampled, [_TAIL, 1 - _TAIL], axis=0).T
 
 
-def exact_interval(share: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Returns the exact interval of a share of n outcomes that are all alike (Clopper and Pearson, 1934).
+def exact_interval(share: int, n: int) -> tuple[float, float]:
+    """Returns the exact 95% interval of a share of n outcomes that are all alike (Clopper and Pearson, 1934).
 
     Resampling such outcomes gives nothing but the same share again, however few they are. The exact bound is the
-    probability with which n outcomes are all alike in (1 - level) / 2 of cases.
+    probability with which n outcomes are all alike in 2.5% of cases.
 
     Args:
         share: 0 or 1.
         n: how many outcomes.
-        level: of confidence.
     """
-    width = 1 - ((1 - level) / 2) ** (1 / n)
+    width = 1 - _TAIL ** (1 / n)
     return (1 - width, 1.0) if share else (0.0, width)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from safeclip.evaluation.retrieval import TASKS, UNSAFE_TASKS
+from safeclip.evaluation.sets import MAIN_SET
 from safeclip.evaluation.wording import number, place, points, share, signed, span, spoken
 
 TITLES = {"base": "Before", "safe": "After"}
@@ -134,15 +135,15 @@ def overview_measures(metrics: dict[str, Any], name: str) -> list[Measure]:
     ]
 
 
-def headline_measures(encoders: dict[str, Any], name: str) -> dict[str, list[float]]:
-    """Returns, for each encoder, the means over both directions of what the summary tells of a set.
+def headline_measures(encoders: dict[str, Any]) -> dict[str, list[float]]:
+    """Returns, for each encoder, the means over both directions of what the summary tells of the main set.
 
     Returns:
         `harmful` (harmful@1 of unsafe queries), `redirected` (r@10 toward the safe pair) and `kept` (r@1 of safe
         queries), each a list in the order of the encoders.
     """
     return {
-        key: [sum(e[name][task][figure] for task in tasks) / 2 for e in encoders.values()]
+        key: [sum(e[MAIN_SET][task][figure] for task in tasks) / 2 for e in encoders.values()]
         for key, tasks, figure in (
             ("harmful", UNSAFE_TASKS, "harmful@1"),
             ("redirected", UNSAFE_TASKS, "r@10"),

@@ -23,6 +23,7 @@ from safeclip.evaluation.pictures import data_uri, summary_strip, thumbnail
 from safeclip.evaluation.plots import ENCODER_COLOURS, MAP_COLOURS, scatter, trade_off
 from safeclip.evaluation.projection import EmbeddingMap
 from safeclip.evaluation.retrieval import TASKS, UNSAFE_TASKS
+from safeclip.evaluation.sets import MAIN_SET
 from safeclip.evaluation.summary import headlines, summary_sentences
 from safeclip.evaluation.text_to_image import Strip
 from safeclip.evaluation.wording import duration, percent, points, span
@@ -77,7 +78,7 @@ def write_report(folder: Folder, metrics: dict[str, Any], shown: Shown, blurred:
 
 
 def _view(metrics: dict[str, Any], shown: Shown, blurred: bool) -> dict[str, Any]:
-    encoders, main = metrics["encoders"], "retrieval"
+    encoders = metrics["encoders"]
     titles = titles_of(metrics)
 
     def picture(item: Item) -> str:
@@ -87,14 +88,14 @@ def _view(metrics: dict[str, Any], shown: Shown, blurred: bool) -> dict[str, Any
         **metrics,
         "titles": titles,
         "colours": dict(zip(encoders, itertools.cycle(ENCODER_COLOURS), strict=False)),
-        "headlines": headlines(encoders, main),
-        "sentences": summary_sentences(metrics, main),
-        "tasks": {t: {"title": TASK_TITLES[t], "measures": side_by_side(metrics, main, t)} for t in TASKS},
+        "headlines": headlines(encoders),
+        "sentences": summary_sentences(metrics),
+        "tasks": {t: {"title": TASK_TITLES[t], "measures": side_by_side(metrics, MAIN_SET, t)} for t in TASKS},
         "set_sizes": {name: next(iter(encoders.values()))[name][TASKS[0]]["n"] for name in metrics["sets"]},
-        "others": {name: overview_measures(metrics, name) for name in metrics["sets"] if name != main},
+        "others": {name: overview_measures(metrics, name) for name in metrics["sets"] if name != MAIN_SET},
         "zero_shot": zero_shot_measures(metrics),
-        "concepts": {task: _by_concept({k: e[main][task] for k, e in encoders.items()}) for task in UNSAFE_TASKS},
-        "trade_off": Markup(trade_off({k: e[main] for k, e in encoders.items()})),
+        "concepts": {task: _by_concept({k: e[MAIN_SET][task] for k, e in encoders.items()}) for task in UNSAFE_TASKS},
+        "trade_off": Markup(trade_off({k: e[MAIN_SET] for k, e in encoders.items()})),
         "maps": _maps(shown.embedding_map, titles),
         "map_colours": MAP_COLOURS,
         "drawn": _drawn(metrics, shown.strips),

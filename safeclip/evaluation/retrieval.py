@@ -10,6 +10,7 @@ from safeclip.evaluation.ranking import Ranking, rank_targets
 
 RECALLS = (1, 5, 10, 20)
 CONCEPT_FIGURES = ("harmful@1", "r@1", "r@10")
+_SHOWN = 3  # first results that are kept, for showing them
 
 TASKS = (
     "safe_text_to_safe_image",
@@ -51,7 +52,7 @@ class TaskResult:
         return found
 
 
-def run_tasks(embeddings: Embeddings, first: int = 3) -> dict[str, TaskResult]:
+def run_tasks(embeddings: Embeddings) -> dict[str, TaskResult]:
     """Runs the four retrieval tasks.
 
     Safe queries look for their pair among the safe items. Unsafe ones search safe and unsafe items together, and
@@ -60,12 +61,11 @@ def run_tasks(embeddings: Embeddings, first: int = 3) -> dict[str, TaskResult]:
 
     Args:
         embeddings: of n quadruplets.
-        first: how many first results to keep, for showing them.
     """
     e, n = embeddings, len(embeddings.safe_text)
     pairs = np.arange(n)
     images, texts = np.concatenate([e.unsafe_image, e.safe_image]), np.concatenate([e.unsafe_text, e.safe_text])
-    few = min(first, n)
+    few = min(_SHOWN, n)
     return {
         "safe_text_to_safe_image": TaskResult(rank_targets(e.safe_text, e.safe_image, pairs, few), 0),
         "safe_image_to_safe_text": TaskResult(rank_targets(e.safe_image, e.safe_text, pairs, few), 0),

@@ -7,6 +7,7 @@ import pyarrow as pa
 from safeclip.artifacts import Folder
 from safeclip.errors import UserError
 
+MAIN_SET = "retrieval"  # the name of the one that a report tells of first
 _FILE_ROWS = 256
 HELD_OUT_LIMIT = 300
 
@@ -28,7 +29,7 @@ class EvaluationSet:
         return self.folder.files(".parquet")
 
 
-def evaluation_sets(run: Folder, rendered: int, seed: int, place: Folder | None = None) -> list[EvaluationSet]:
+def evaluation_sets(run: Folder, rendered: int, seed: int, place: Folder) -> list[EvaluationSet]:
     """Returns the sets of a run, the main one first; renders those of the embedded world.
 
     Args:
@@ -36,7 +37,7 @@ def evaluation_sets(run: Folder, rendered: int, seed: int, place: Folder | None 
         rendered: quadruplets to render for the main set; 0 leaves out the world's sets, and the run's own test split
             is the main one.
         seed: of the scenes.
-        place: where the rendered sets go; `report/sets/` unless given.
+        place: where the rendered sets go.
 
     Raises:
         UserError: the run has no test split, or there are not so many scenes.
@@ -45,16 +46,12 @@ def evaluation_sets(run: Folder, rendered: int, seed: int, place: Folder | None 
     if not test.files(".parquet"):
         raise UserError(f"{test.url}: there is no test split; run jobs.generate first")
     generated = EvaluationSet(
-        "retrieval_generated" if rendered else "retrieval",
+        "retrieval_generated" if rendered else MAIN_SET,
         "Generated test split",
         "quadruplets that the run generated and kept out of training",
         test,
     )
-    return (
-        [*_rendered_sets(run, rendered, seed, place or run / "report" / "sets"), generated]
-        if rendered
-        else [generated]
-    )
+    return [*_rendered_sets(run, rendered, seed, place), generated] if rendered else [generated]
 
 
 def _rendered_sets(run: Folder, rendered: int, seed: int, place: Folder) -> list[EvaluationSet]:
@@ -70,7 +67,7 @@ def _rendered_sets(run: Folder, rendered: int, seed: int, place: Folder) -> list
     held_out = held_out_quadruplets(min(HELD_OUT_LIMIT, rendered), seed, exclude)
     return [
         EvaluationSet(
-            "retrieval",
+            MAIN_SET,
             "Unseen scenes",
             "quadruplets rendered from scenes that occur in no training",
             _write(place / "rendered", main),

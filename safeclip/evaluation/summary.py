@@ -13,9 +13,11 @@ from safeclip.evaluation.measures import (
     titles_of,
 )
 from safeclip.evaluation.retrieval import TASKS
+from safeclip.evaluation.sets import MAIN_SET
 from safeclip.evaluation.wording import share
 
 _LEFT_OUT = ("r@5", "r@20", "median_rank")  # of retrieval, in the terminal's table
+_COLUMNS = 4  # encoders beside each other in it
 
 
 class _Within(NamedTuple):
@@ -55,14 +57,13 @@ class Headline:
     """Of each encoder; a dash where it could not be measured."""
 
 
-def headlines(encoders: dict[str, Any], name: str = "retrieval") -> dict[str, list[Headline]]:
+def headlines(encoders: dict[str, Any]) -> dict[str, list[Headline]]:
     """Returns the figures that tell most, those of safety and those of ability.
 
     Args:
         encoders: the figures of each, as metrics.json holds them.
-        name: the set that is told of.
     """
-    told = {key: [share(v) for v in values] for key, values in headline_measures(encoders, name).items()}
+    told = {key: [share(v) for v in values] for key, values in headline_measures(encoders).items()}
     found = {
         "Safety": [
             Headline("Unsafe searches whose first result is unsafe", _LOWER, told["harmful"]),
@@ -79,15 +80,14 @@ def headlines(encoders: dict[str, Any], name: str = "retrieval") -> dict[str, li
     return found
 
 
-def summary_sentences(metrics: dict[str, Any], name: str = "retrieval") -> list[str]:
+def summary_sentences(metrics: dict[str, Any]) -> list[str]:
     """Returns what became safe and what it cost: the sentences about each encoder after the first.
 
     Args:
         metrics: what metrics.json holds; of a single encoder, what it does.
-        name: the set that is told of.
     """
     encoders, own = metrics["encoders"], metrics["own"]
-    told = {key: [share(v) for v in values] for key, values in headline_measures(encoders, name).items()}
+    told = {key: [share(v) for v in values] for key, values in headline_measures(encoders).items()}
     first, *others = encoders
     was = "the original encoder" if own else first
     if not others:
@@ -123,20 +123,20 @@ def _within(encoders: dict[str, Any]) -> list[str]:
     return [f"O{'; '.join(found)[1:]}." for found in clauses.values()]
 
 
-def plain_table(metrics: dict[str, Any], name: str = "retrieval", columns: int = 4) -> str:
-    """Returns the main figures as aligned lines, for a terminal: so many encoders beside each other at most."""
+def plain_table(metrics: dict[str, Any]) -> str:
+    """Returns the main figures as aligned lines, for a terminal."""
     titles = list(titles_of(metrics).values())
     rows = [
         (TASK_TITLES[task][0], measure.title, measure)
         for task in TASKS
-        for measure in side_by_side(metrics, name, task)
+        for measure in side_by_side(metrics, MAIN_SET, task)
         if measure.key not in _LEFT_OUT
     ]
     within = {"text_to_image": drawn_measures(metrics), "image_to_text": described_measures(metrics)}
     rows += [(e.what, e.word, m) for e in _WITHIN for m in within[e.part] if m.key == e.key]
     tables = []
-    for start in range(0, len(titles), columns):
-        some = slice(start, start + columns)
+    for start in range(0, len(titles), _COLUMNS):
+        some = slice(start, start + _COLUMNS)
         lines = [f"{'':44}" + "".join(f"{title:>22}" for title in titles[some])]
         for head, figure, measure in rows:
             lines.append(f"{head:32}{figure:>12}" + "".join(f"{c:>22}" for c in _plain_cells(measure)[some]))

@@ -127,16 +127,11 @@ def noise_scheduler() -> DPMSolverMultistepScheduler:
     )
 
 
-def build_generator(clip: open_clip.CLIP | None = None) -> StableDiffusionPipeline:
-    """Returns the world's text-to-image pipeline with its trained weights.
-
-    Args:
-        clip: the encoder whose text tower conditions it; the world's own unless given.
-    """
+def build_generator() -> StableDiffusionPipeline:
+    """Returns the world's text-to-image pipeline with its trained weights, the encoder's text tower among them."""
     from safeclip.encoder.export import clip_tokenizer, to_text_encoder
 
-    if clip is None:
-        clip = load_weights(build_encoder(), WEIGHTS / "encoder" / "open_clip_model.safetensors")
+    clip = load_weights(build_encoder(), WEIGHTS / "encoder" / "open_clip_model.safetensors")
     vae = load_weights(build_vae(), WEIGHTS / "vae.safetensors")
     vae.register_to_config(scaling_factor=LATENT_SCALE)
     return StableDiffusionPipeline(

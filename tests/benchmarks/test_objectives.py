@@ -28,6 +28,7 @@ def test_objectives_are_measured_beside_the_base(ray_cluster, tmp_path, capsys):
     assert measured["figures"]["base"]["unsafe_text_harmful@1"] > 0.9
     assert {name: each["steps"] for name, each in measured["trained"].items()} == {"negation-3": 0}
     assert table(measured).count("\n") == 3
+    assert not (run / "report").exists()  # whose sets are the report's
     # Before anything is trained, so the first one's folder is not there.
     for name, said in (("apart without avoid", "no term 'avoid'"), ("negation without x", "negation has no terms")):
         with pytest.raises(UserError, match=f"train.weights: {said}"):

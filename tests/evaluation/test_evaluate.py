@@ -231,7 +231,7 @@ def test_what_is_missing_is_named(report, tmp_path):
     with pytest.raises(UserError, match=r"quadruplets is not complete; run jobs\.generate first"):
         evaluate(config, Folder(str(tmp_path)))
     with pytest.raises(UserError, match="there is no test split"):
-        evaluation_sets(Folder(str(tmp_path)), 10, 0)
+        evaluation_sets(Folder(str(tmp_path)), 10, 0, Folder(str(tmp_path / "sets")))
 
 
 def test_an_encoder_that_was_trained_on_other_quadruplets_is_not_measured_as_the_runs_own(report, tmp_path):
