@@ -210,9 +210,14 @@ def save_open_clip(model: torch.nn.Module, config: dict[str, Any], folder: Path)
 
 
 def export_encoder(encoder: Encoder, folder: Path) -> None:
-    """Writes `open_clip/`, and, of a plain CLIP, `huggingface/` and `text_encoder/` below a folder."""
+    """Writes `open_clip/`, with the tokenizer where it is the encoder's own, and of a plain CLIP more below a folder.
+
+    That is `huggingface/` and `text_encoder/`.
+    """
     logging.disable_progress_bar()  # of writing one file
     save_open_clip(encoder.model, encoder.config, folder / "open_clip")
+    if hasattr(encoder.tokenizer, "save_pretrained"):  # not open_clip's default, which needs no files
+        encoder.tokenizer.save_pretrained(folder / "open_clip")
     if found := oddities(encoder.model):
         print(f"export: for open_clip only; {' and '.join(found)} cannot be a Hugging Face CLIPModel")
         return

@@ -1,12 +1,15 @@
+import copy
 import io
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPModel, CLIPProcessor, CLIPTextModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, PreTrainedTokenizerFast
 
-from safeclip.encoder.export import clip_tokenizer, export_encoder
+from safeclip.encoder.export import clip_tokenizer, export_encoder, save_open_clip
 from safeclip.encoder.load import load_encoder
 from safeclip.world.scenes import caption, object_names, render, sample_scenes
 
@@ -76,3 +79,29 @@ def test_tokenizer_agrees_with_open_clips_up_to_padding(encoder):
 def test_a_long_text_is_cut_to_the_context(encoder):
     ids = clip_tokenizer(32)("dog " * 100, truncation=True).input_ids
     assert ids == encoder.tokenizer(["dog " * 100])[0].tolist()
+
+
+def test_a_tokenizer_of_the_encoders_own_goes_with_the_export(tmp_path):
+    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "dog", "key", "a", "next", "to"])}
+    own = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=own, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        tmp_path / "base"
+    )
+    size = {"width": 64, "layers": 1}
+    text = {**size, "context_length": 8, "vocab_size": len(words), "heads": 1, "no_causal_mask": True}
+    text |= {"pool_type": "last", "hf_tokenizer_name": "some/name", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    model_cfg = {"embed_dim": 16, "vision_cfg": {**size, "image_size": 64, "patch_size": 32}, "text_cfg": text}
+    torch.manual_seed(0)
+    model = open_clip.CustomTextCLIP(**copy.deepcopy(model_cfg))
+    preprocess_cfg = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"model_cfg": {**model_cfg, "custom_text": True}, "preprocess_cfg": preprocess_cfg}
+    save_open_clip(model, config, tmp_path / "base")
+    base = load_encoder(str(tmp_path / "base"))
+    export_encoder(base, tmp_path / "exported")
+    again = load_encoder(str(tmp_path / "exported" / "open_clip"))
+    assert again.config == base.config
+    texts = ["A dog, next to a KEY!", "a cat"]
+    assert base.tokenizer(texts).tolist() == [[4, 2, 5, 6, 4, 3, 0, 0], [4, 1, 0, 0, 0, 0, 0, 0]]
+    assert torch.equal(again.tokenizer(texts), base.tokenizer(texts))
+    assert np.allclose(again.encode_texts(texts), base.encode_texts(texts), atol=1e-6)
