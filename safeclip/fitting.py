@@ -1,5 +1,6 @@
 """Runs a training loop in Ray Train's workers: what the encoder's and the toxifier's trainings share."""
 
+import os
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,8 @@ def fit(
     """Runs a loop in workers that form a process group, and returns Ray Train's result, with what the loop returned.
 
     Checkpoints lie in the stage's folder until `remove_training`, and a training with the same key goes on from the
-    last one.
+    last one. Workers stay in the folder that Ray starts them in, so that relative paths lead where
+    they lead Ray Data's.
 
     Args:
         loop: a module's function that each worker calls with the plan.
@@ -45,6 +47,9 @@ def fit(
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    # Else they work in a folder of Ray Train's, and a relative path in the plan, which driver and Ray Data's workers
+    # find, would lead nowhere.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     folder = stage.folder
     reserved = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     trainer = TorchTrainer(
