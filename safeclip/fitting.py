@@ -27,8 +27,8 @@ def fit(
     """Runs a loop in workers that form a process group, and returns Ray Train's result, with what the loop returned.
 
     Checkpoints lie in the stage's folder until `remove_training`, and a training with the same key goes on from the
-    last one. Workers stay in the folder that Ray starts them in, so that relative paths lead where
-    they lead Ray Data's.
+    last one. Workers stay in the folder that Ray starts them in, so that relative paths lead where they lead the
+    workers of Ray Data.
 
     Args:
         loop: a module's function that each worker calls with the plan.

@@ -29,11 +29,16 @@ def weights_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def encoder_hash(encoder: Encoder) -> str:
+    """Returns 16 hexadecimal digits that depend on an encoder's weights, activation and preprocessing alone."""
+    return hash_of(weights_hash(encoder.model), encoder.config)
+
+
 def student_hash(base_hash: str, lora: Lora | None) -> str:
     """Returns a hash of all that a student is before it is trained, but for the adapters' first values.
 
     Args:
-        base_hash: `weights_hash` of the base encoder.
+        base_hash: `encoder_hash` of the base.
         lora: the adapters; None where all weights are trained.
     """
     return hash_of(base_hash, lora.model_dump() if lora else None)
@@ -105,7 +110,7 @@ def export_checkpoint(config: Config, checkpoint: Folder, target: Folder) -> Non
     if not progress.best_epoch:
         raise UserError(f"--export {checkpoint.url}: the training was not yet through an epoch")
     base = load_encoder(config.train.base)
-    base_hash = weights_hash(base.model)
+    base_hash = encoder_hash(base)
     if progress.student != student_hash(base_hash, config.train.lora):
         raise UserError(
             f"--export {checkpoint.url}: of another base or other adapters than train.base and train.lora say"

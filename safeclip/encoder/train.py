@@ -20,11 +20,11 @@ from safeclip.encoder.negation import negate_unsafe_weights
 from safeclip.encoder.objectives import NEGATION, Objective, make_objective
 from safeclip.encoder.progress import Progress, best_epochs, figure
 from safeclip.encoder.publish import (
+    encoder_hash,
     merged,
     remove_exports,
     student_hash,
     trained_student,
-    weights_hash,
     write_exports,
 )
 from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_teacher
@@ -140,7 +140,7 @@ def train_encoder(
     check_settings(train)
     check_counts(train, quadruplets["data"]["quadruplets"])
     base = load_base(train)
-    base_hash, content_hash = weights_hash(base.model), quadruplets["content_hash"]
+    base_hash, content_hash = encoder_hash(base), quadruplets["content_hash"]
     folder = (folder or run / "encoder").everywhere()
     shared = (shared or folder).everywhere()
     preserved = identity(train.preserve) if train.preserve else None
@@ -167,7 +167,7 @@ def train_encoder(
         if train.preserve.drawn:
             folders[DRAWN] = shared / DRAWN
             kept.append(redraw(config, shared, DRAWN, KEPT, train.preserve.drawn))
-        content_hash = hash_of(content_hash, [unit["name"] for each in kept for unit in each["units"]])
+        content_hash = hash_of(content_hash, [unit["hash"] for each in kept for unit in each["units"]])
     teacher = shared / "teacher"
     units = embed_teacher(train.base, base_hash, folders, content_hash, teacher, train.resources)
     student = student_hash(base_hash, train.lora)

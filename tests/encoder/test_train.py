@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safeclip.artifacts import Folder, read_manifest
+from safeclip.artifacts import Folder, hash_of, read_manifest
 from safeclip.config import Config, load_config, save_config
 from safeclip.encoder.checkpoint import write_best_epochs
 from safeclip.encoder.export import save_open_clip
@@ -210,6 +210,14 @@ def test_the_teachers_embeddings_are_the_base_encoders_bit_for_bit_after_trainin
         (table,) = [table for name, table in tables.items() if name.startswith(f"{split}-")]
         again = embed_rows(base, (run / "quadruplets" / split).read_table("part-0000.parquet"), split)
         assert table.equals(again)
+
+
+def test_the_teachers_embeddings_depend_on_what_the_safe_pairs_are_and_not_on_the_names_of_their_files(trained):
+    run, manifest = trained
+    pairs = [unit["hash"] for name in (KEPT, DRAWN) for unit in read_manifest(run / "encoder" / name)["units"]]
+    assert len(pairs) == 3
+    teacher = read_manifest(run / "encoder" / "teacher")
+    assert teacher["rows_hash"] == hash_of(manifest["quadruplets"], pairs)
 
 
 def test_a_complete_stage_is_skipped(trained, capsys):
@@ -441,6 +449,19 @@ def test_another_file_of_safe_pairs_makes_another_encoder(trained, tmp_path, cap
         pairs.write_text(content)
         train_encoder(config, trained[0], folder)
         assert ("complete, skipped" in capsys.readouterr().out) == skipped
+
+
+def test_the_same_weights_with_another_activation_or_preprocessing_make_another_encoder(tmp_path, capsys):
+    run, base = Folder(str(tmp_path / "run")), load_encoder("world:encoder")
+    write_quadruplets(run, COUNTS)
+    config = config_for("unused", "train.objective=negation", f"train.base={tmp_path}/base")
+    changes = [("model_cfg", {}), ("model_cfg", {"quick_gelu": True}), ("preprocess_cfg", {"mean": [0.4] * 3})]
+    hashes = []
+    for (part, change), skipped in [*((change, False) for change in changes), (changes[-1], True)]:
+        save_open_clip(base.model, {**base.config, part: {**base.config[part], **change}}, tmp_path / "base")
+        hashes.append(train_encoder(config, run)["base"]["hash"])
+        assert ("complete, skipped" in capsys.readouterr().out) == skipped
+    assert len(set(hashes)) == 3
 
 
 @pytest.mark.parametrize(
