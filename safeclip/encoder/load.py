@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import open_clip
+from open_clip.transformer import to_2tuple
 
 from safeclip.artifacts import Folder
 from safeclip.encoder.huggingface import load_huggingface
@@ -39,7 +40,7 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     if quick_gelu:
         model_cfg["quick_gelu"] = True
     preprocess_cfg = dict(model.visual.preprocess_cfg)
-    preprocess_cfg["size"] = list(model.visual.image_size)  # as JSON gives it back
+    preprocess_cfg["size"] = list(to_2tuple(model.visual.image_size))  # as JSON gives it back
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     return Encoder(model.eval().requires_grad_(False), tokenizer, preprocess, config, device)
 

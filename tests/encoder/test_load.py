@@ -1,8 +1,13 @@
+import copy
+
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 
 from safeclip.artifacts import Folder
+from safeclip.encoder.export import save_open_clip
 from safeclip.encoder.load import load_encoder, load_from
 from safeclip.errors import UserError
 from safeclip.world import WEIGHTS
@@ -17,6 +22,22 @@ def test_an_architectures_weights_may_lie_in_a_file(tmp_path):
     with torch.no_grad():
         expected = model.encode_text(tokens, normalize=True).numpy()
     assert encoder.encode_texts(["a dog next to a key"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_encoder_with_a_resnet_loads_as_open_clip_loads_it(tmp_path):
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    model_cfg = {"embed_dim": 64, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}}
+    model_cfg["text_cfg"] = text
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**copy.deepcopy(model_cfg)).eval()
+    config = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    save_open_clip(model, config, tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    assert encoder.picture_shape == (3, 64, 64)
+    picture = Image.radial_gradient("L").convert("RGB")
+    with torch.no_grad():
+        expected = model.encode_image(encoder.preprocess(picture).unsqueeze(0), normalize=True).numpy()
+    assert encoder.encode_pixels(np.stack([encoder.resize_image(picture)])) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
