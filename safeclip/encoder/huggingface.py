@@ -23,7 +23,8 @@ def load_huggingface(folder: Path, device: str) -> Encoder:
         device: where the model is put.
 
     Raises:
-        UserError: the folder holds no such model, a file is missing or broken, or open_clip's CLIP cannot express it.
+        UserError: the folder holds no such model, or not all of it, a file is broken, or open_clip's CLIP cannot
+            express it.
     """
     name = f"encoder {str(folder)!r}"
     try:
@@ -33,10 +34,12 @@ def load_huggingface(folder: Path, device: str) -> Encoder:
     if kind != "clip":
         raise UserError(f"{name}: the folder holds neither open_clip_config.json nor a Hugging Face CLIPModel")
     try:
-        source = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        source, loading = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         processor = CLIPImageProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if missing := sorted(loading["missing_keys"]):  # which are random numbers now
+        raise UserError(f"{name} cannot be loaded: {len(missing)} of its weights are missing, such as {missing[0]}")
     model_cfg = _model_config(source.config, name)
     preprocess_cfg = _preprocess_config(processor, source.config.vision_config.image_size)
     model = open_clip.CLIP(**model_cfg)

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from safeclip.encoder.export import export_encoder
@@ -61,3 +62,22 @@ def test_a_folder_of_another_kind_is_refused(exported, tmp_path, change, said):
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(UserError, match=said):
         load_encoder(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda name: None if name == "visual_projection.weight" else name,
+            "1 of its .+, such as visual_projection.w",
+        ),
+        (lambda name: f"model.{name}", r"\d+ of its weights are missing, such as logit_scale"),
+    ],
+)
+def test_weights_that_are_missing_are_named_and_not_made_up(exported, tmp_path, change, said):
+    shutil.copytree(exported, tmp_path / "lacking")
+    file = tmp_path / "lacking" / "model.safetensors"
+    weights = {change(name): weight for name, weight in load_file(file).items() if change(name)}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=said):
+        load_encoder(str(tmp_path / "lacking"))
