@@ -19,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from timm.models.vision_transformer import Block
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from safeclip.config import Lora
 from safeclip.encoder.export import huggingface_name
@@ -146,7 +147,9 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
             f"train.lora.targets: the {min(missing)} tower of this encoder has no layers of the usual names; "
             "name those to adapt (a regular expression), or train all weights with train.lora=null"
         )
-    _replace(adapted, nn.Dropout, lambda dropout: Dropout(dropout.p))
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):  # and not the base's own, which stays another class than the adapters'
+            _replace(module.lora_dropout, nn.Dropout, lambda dropout: Dropout(dropout.p))
     return adapted
 
 
@@ -186,15 +189,25 @@ def compile_blocks(towers: nn.Module) -> None:
 
 
 def train_mode(module: nn.Module) -> None:
-    """Puts a student in training mode, all but its batch norms.
+    """Puts a student in training mode, all but its batch norms and, where it has adapters, the base's own dropout.
 
-    Their statistics stay the base encoder's: those of a batch would make an embedding depend on what else is in it,
-    and the running ones are no weights that checkpoints and exports hold.
+    The batch norms' statistics stay the base encoder's: those of a batch would make an embedding depend on what else
+    is in it, and the running ones are no weights that checkpoints and exports hold.
+
+    With adapters, `train.lora.dropout` is all the dropout that there is; stochastic depth, and patches left out, are
+    of the base's training. Where all weights are trained, they are as the base's config says: there is no other
+    setting for them, and they keep so many weights from learning the rows by heart.
     """
-    module.train()
+    adapted = any(isinstance(part, PeftModel) for part in module.modules())
+    module.train(not adapted)
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.eval()
+        elif adapted:
+            # Not by the kinds of dropout: some of it is functions that ask whether the module around is in training.
+            # So do Hugging Face's layers before they do without their activations.
+            checkpoints = isinstance(part, GradientCheckpointingLayer) and part.gradient_checkpointing
+            part.training = isinstance(part, Dropout) or checkpoints
 
 
 def clip_of(student: nn.Module) -> Any:

@@ -6,6 +6,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertLayer
 
 from safeclip.config import Lora
 from safeclip.encoder.export import export_encoder, save_open_clip, to_huggingface
@@ -158,13 +159,54 @@ def test_batch_norms_keep_the_base_encoders_statistics():
     vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
     student = make_student(open_clip.CLIP(64, vision, TEXT), Lora())
     train_mode(student)
-    assert student.training
     before = {name: value.clone() for name, value in student.named_buffers()}
     pixels = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         together, alone = (student.get_base_model().encode_image(part) for part in (pixels, pixels[:1]))
     assert torch.allclose(together[:1], alone, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in student.named_buffers())
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory):
+    """An encoder that was trained with stochastic depth, without some patches, and with dropout in its text tower."""
+    folder = tmp_path_factory.mktemp("bert")
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 32}
+    BertConfig(vocab_size=49408, pad_token_id=0, **size).save_pretrained(folder)
+    vision = {"image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_drop_path": 0.3, "timm_pool": "avg"}
+    text = {"hf_model_name": str(folder), "hf_model_pretrained": False, "hf_pooler_type": "mean_pooler"}
+    torch.manual_seed(0)
+    model = open_clip.CustomTextCLIP(64, {**vision, "patch_dropout": 0.3}, {**text, "hf_proj_type": "linear"})
+    return model.eval(), (torch.tensor([[5, 6, 7, 0], [8, 9, 0, 0]]), torch.randn(2, 3, 224, 224))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_adapters_dropout_is_all_that_a_student_with_adapters_has(dropping, checkpointing):
+    model, inputs = dropping
+    student = make_student(model, Lora(dropout=0.5, targets=r".*(self\.(query|value)|attn\.qkv|mlp\.fc1)"))
+    if checkpointing:
+        student.get_base_model().set_grad_checkpointing(True)
+    train_mode(student)
+    layers = [module for module in student.modules() if isinstance(module, BertLayer)]
+    assert {layer.training for layer in layers} == {checkpointing}
+    clip = student.get_base_model()
+    expected = embed(model, inputs)
+    assert torch.allclose(embed(clip, inputs), expected, atol=1e-5)  # fresh adapters add nothing
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    one, other = embed(clip, inputs), embed(clip, inputs)
+    assert ((one - other).abs().amax(-1) > 1e-3).all()
+    student.eval()
+    assert torch.equal(embed(clip, inputs), embed(clip, inputs))
+
+
+@torch.no_grad()
+def test_a_student_that_is_trained_as_a_whole_has_the_bases_own_dropout(dropping):
+    model, inputs = dropping
+    student = make_student(model, None)
+    train_mode(student)
+    assert ((embed(student, inputs) - embed(student, inputs)).abs().amax(-1) > 1e-3).all()
 
 
 def test_a_tower_that_no_adapter_would_reach_is_named(tmp_path):
