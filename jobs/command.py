@@ -258,11 +258,19 @@ def cause_of(error: BaseException) -> UserError | None:
 
 def _headline(error: BaseException) -> str:
     """Returns an unexpected error in one line; of a traceback in its text, what it ends with."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    ends = [line for line in str(error).splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
-    if "Traceback (most recent call last)" in str(error) and ends:
-        return ends[-1]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = str(error).strip()
+    ends = list(re.finditer(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b.*", text, re.MULTILINE))
+    # The traceback of an actor that failed when it was made stands in Ray's text without its first line.
+    if ends and ("Traceback (most recent call last)" in text or "creation task" in text):
+        line, rest = ends[-1][0], text[ends[-1].end() :]
+    else:
+        said, _, rest = text.partition("\n")
+        line = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    if not re.search(r"\d validation errors? for ", line):
+        return line.strip()
+    # Pydantic says what is wrong below: the name of the setting, if it is one's, and indented what it should be.
+    wrong = re.findall(r"^(?:(\S.*)\n)?  (\S.*?)(?: \[type=.*)?$", rest, re.MULTILINE)
+    return "; ".join([line.strip(), *(f"{name}: {what}" if name else what for name, what in wrong)])
 
 
 def run_main(job: Callable[[list[str] | None], None], arguments: list[str] | None = None) -> int:

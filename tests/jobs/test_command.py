@@ -12,7 +12,7 @@ import pytest
 
 from jobs import evaluate, train_encoder
 from jobs.command import cause_of, config_of, parser, ray_session, run_folder, run_main
-from safeclip.config import load_config
+from safeclip.config import Resources, load_config
 from safeclip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +188,51 @@ def test_the_cause_is_found_in_a_worker_of_ray_train(ray_cluster, tmp_path):
         run_config=RunConfig(name="x", storage_path=str(tmp_path)),
     )
     assert str(cause_of(raised_by(trainer.fit))) == "train.batch: 99 is more than the data"
+
+
+class HasNoAccess:
+    def __init__(self):
+        raise OSError("You are trying to access a gated repo.\nAsk for access.")
+
+    def __call__(self, batch):
+        return batch
+
+
+class IsSetWrong:
+    def __init__(self):
+        Resources(actors=0, cpus=-1)
+
+    def __call__(self, batch):
+        return batch
+
+
+WRONG = (
+    "ValidationError: 2 validation errors for Resources; actors: Input should be greater than or equal to 1; "
+    "cpus: Input should be greater than or equal to 0"
+)
+
+
+@pytest.mark.parametrize(
+    ("actor", "said"),
+    [
+        (HasNoAccess, "OSError: You are trying to access a gated repo."),
+        (IsSetWrong, f"pydantic_core._pydantic_core.{WRONG}"),
+    ],
+)
+def test_an_unexpected_error_of_an_actor_that_is_made_is_said_in_one_line(ray_cluster, capsys, actor, said):
+    import ray
+
+    def job(arguments):
+        pool = ray.data.ActorPoolStrategy(size=1)
+        ray.data.range(4).map_batches(actor, batch_size=2, compute=pool).materialize()
+
+    assert run_main(job, []) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {said} (--debug shows more)"
+
+
+def test_settings_that_a_library_refuses_are_named_in_the_line(capsys):
+    assert run_main(lambda arguments: Resources(actors=0, cpus=-1), []) == 1
+    assert capsys.readouterr().err == f"error: {WRONG} (--debug shows more)\n"
 
 
 def test_there_is_no_cause_in_another_error():
