@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import open_clip
+from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.transformer import to_2tuple
 
 from safeclip.artifacts import Folder
@@ -19,21 +20,25 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
 
     Args:
         source: `world:encoder`, a folder of open_clip's or of Hugging Face's CLIPModel, `hf-hub:<name>`,
-            `<architecture>/<pretrained>`, or `<architecture>/<file of weights>`.
+            `<architecture>/<pretrained>`, or `<architecture>/<file of weights>`. Weights must be `.safetensors`, and
+            no code that lies beside them is run.
         device: where the model is put.
 
     Raises:
-        UserError: there is no such folder, name, architecture or set of weights.
+        UserError: there is no such folder, name, architecture or set of weights, or it is pickled.
     """
     if Path(source).is_dir() and not (Path(source) / "open_clip_config.json").is_file():
         return load_huggingface(Path(source), device)
     name, pretrained, quick_gelu = _resolve(source)
     try:
+        _check_weights(source, name, pretrained)
         model, _, preprocess = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, force_quick_gelu=quick_gelu, device=device, require_pretrained=True
         )
-        tokenizer = open_clip.get_tokenizer(name)
         model_cfg = copy.deepcopy(open_clip.get_model_config(name))
+        # open_clip hands the config's own tokenizer_kwargs to transformers, and they may ask for the folder's code.
+        of_hugging_face = bool(model_cfg["text_cfg"].get("hf_tokenizer_name"))
+        tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if of_hugging_face else {}))
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"encoder {source!r} cannot be loaded: {reason}") from error
@@ -65,6 +70,29 @@ def load_from(source: str | Folder, device: str = "cpu") -> Encoder:
         place = f"{local}/encoder"
         source.fs.get(source.path(), place, recursive=True)
         return load_encoder(place, device)
+
+
+def _check_weights(source: str, name: str, pretrained: str | None) -> None:
+    """Refuses pickled weights, which open_clip would read.
+
+    Raises:
+        UserError: the weights that open_clip would take for a source are not `.safetensors`, or there are none.
+    """
+    if name.startswith("local-dir:"):
+        file = _find_checkpoint_in_dir(Path(name.removeprefix("local-dir:")))
+    elif name.startswith("hf-hub:"):
+        file = open_clip.download_pretrained_from_hf(name.removeprefix("hf-hub:"))
+    elif pretrained and Path(pretrained).is_file():
+        file = pretrained
+    else:
+        file = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained))
+    if not file:
+        raise UserError(f"encoder {source!r} cannot be loaded: there are no weights (open_clip_model.safetensors)")
+    if not file.endswith(".safetensors"):
+        raise UserError(
+            f"encoder {source!r} cannot be loaded: {Path(file).name} is pickled, and only .safetensors is read; "
+            "write its tensors again with safetensors.torch.save_file"
+        )
 
 
 def _resolve(source: str) -> tuple[str, str | None, bool]:

@@ -16,6 +16,7 @@ from safeclip.errors import UserError
 
 TOO_LONG = "prompt too long"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+UNPICKLED: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}  # as transformers loads a model
 _WORLD_ADAPTER = Path(__file__).parents[1] / "world" / "weights" / "toxifier"
 
 
@@ -177,6 +178,7 @@ def _engine(settings: Toxify, path: str, for_device: dict[str, Any]) -> Any:
         tensor_parallel_size=settings.tensor_parallel,
         enable_prefix_caching=True,
         trust_remote_code=False,
+        load_format="safetensors",
         disable_log_stats=True,
         **for_device,
     )
@@ -229,6 +231,6 @@ def save_merged(model: str, adapter: Folder, place: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    merged = merge_adapter(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), adapter)
+    merged = merge_adapter(AutoModelForCausalLM.from_pretrained(model, **UNPICKLED, dtype=torch.float32), adapter)
     merged.to(torch.bfloat16).save_pretrained(place)
-    AutoTokenizer.from_pretrained(model).save_pretrained(place)
+    AutoTokenizer.from_pretrained(model, trust_remote_code=False).save_pretrained(place)

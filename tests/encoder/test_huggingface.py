@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
@@ -81,3 +82,12 @@ def test_weights_that_are_missing_are_named_and_not_made_up(exported, tmp_path, 
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=said):
         load_encoder(str(tmp_path / "lacking"))
+
+
+def test_pickled_weights_are_refused(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "pickled")
+    weights = tmp_path / "pickled" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"no file named model\.safetensors"):
+        load_encoder(str(tmp_path / "pickled"))

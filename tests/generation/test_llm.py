@@ -1,10 +1,18 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder
 from safeclip.errors import UserError
-from safeclip.generation.llm import adapter_folder, adapter_hash
+from safeclip.generation.llm import adapter_folder, adapter_hash, save_merged
+from tests.toxifier.models import save_tiny_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def _adapter(folder, weights=b"weights"):
@@ -37,3 +45,23 @@ def test_the_hash_depends_on_the_weights(tmp_path):
     assert adapter_hash(one) != adapter_hash(other)
     assert len(adapter_hash(one)) == 16
     assert adapter_hash(None) == ""
+
+
+def _pickle(model: str) -> None:
+    """Turns a model's folder into one of pickled weights."""
+    weights = Path(model, "model.safetensors")
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    _pickle(model)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        save_merged(model, Folder(str(tmp_path)), tmp_path / "merged")
+    code = (  # in a process of its own, since vLLM changes the one that it is in
+        "from safeclip.config import load_config; from safeclip.generation.llm import LanguageModel\n"
+        f"LanguageModel(load_config(sets=['generate.toxify.model={model}']).generate.toxify)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert "Cannot find any model weights with" in ended.stderr

@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,17 @@ def test_rows_end_with_the_unsafe_side(tiny):
     train, validation = rows_for(config, "dpo")
     assert (len(train), len(validation)) == (16, 4)
     assert train[0]["chosen"] != train[0]["rejected"]
+
+
+def test_pickled_weights_are_refused(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "pickled")
+    weights = tmp_path / "pickled" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    config = config_for(tmp_path / "pickled")
+    plan = Plan("sft", config.generate.toxify.model, None, *rows_for(config, "sft"), config.toxifier, 0)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        make_trainer(plan, tmp_path)
 
 
 def _log_probabilities(model, batch):
