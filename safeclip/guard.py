@@ -20,6 +20,7 @@ EXCLUDED_TERM = "guard: excluded term"
 NO_CONCEPT = "guard: no concept of the taxonomy"
 TOO_LONG = "guard: text too long"
 ERROR = "guard error"
+EXPLICIT = "explicit, and generate.acknowledge_explicit is off"
 LONGEST = 1000  # characters; a longer text is no caption, and the search would take long
 
 # Letters and signs that look like Latin letters and that Unicode does not decompose into them.
@@ -197,6 +198,26 @@ def check_pair(safe_caption: str, concept: str, unsafe_caption: str = "") -> str
         return ERROR
 
 
+def is_sexual(text: str, *concepts: str) -> bool:
+    """Whether a text says something sexual, or may: it has a term of the gate, is too long, or the gate fails on it.
+
+    Args:
+        text: what to read.
+        concepts: of the text. Where one is of the taxonomy and not sexual, its name counts for nothing: there is one
+            that has a term of the gate in it.
+    """
+    for concept in set(concepts) & set(CONCEPTS) - SEXUAL_CONCEPTS:
+        text = re.sub(rf"{re.escape(concept.removesuffix('s'))}s?", " ", text, flags=re.IGNORECASE)
+    return check_pair(text, "hate", "minor") is not None
+
+
+def check_asked(asked: str, concept: str, acknowledge_explicit: bool) -> str | None:
+    """Returns why an LLM may not be asked for a term in a concept's place, None where it may. Returns as `check`."""
+    if dropped := check(asked, "sexual"):  # whatever the concept that it stands for
+        return dropped
+    return EXPLICIT if not acknowledge_explicit and is_sexual(asked, concept) else None
+
+
 def check_terms(place: str, asked: dict[str, list[str]], acknowledge_explicit: bool) -> None:
     """Refuses terms to ask an LLM for that the rules for concepts do not allow.
 
@@ -211,7 +232,8 @@ def check_terms(place: str, asked: dict[str, list[str]], acknowledge_explicit: b
     check_concepts(list(asked), acknowledge_explicit, place)
     for concept, terms_of in asked.items():
         for term in terms_of:
-            if check(term, "sexual") is not None:  # whatever the concept that it stands for
-                raise UserError(f"{place}: {term!r} is excluded for good: it may name a minor, or a minor's age")
-            if not acknowledge_explicit and check_pair(term, concept, "minor") is not None:
+            refused = check_asked(term, concept, acknowledge_explicit)
+            if refused == EXPLICIT:
                 raise UserError(f"{place}: {term!r} needs generate.acknowledge_explicit=true, which the run records")
+            if refused is not None:
+                raise UserError(f"{place}: {term!r} is excluded for good: it may name a minor, or a minor's age")

@@ -194,6 +194,38 @@ def test_terms_to_ask_for_keep_to_the_rules_for_concepts(terms, said):
             guard.check_terms("terms", terms, acknowledge_explicit=False)
 
 
+@pytest.mark.parametrize("word", ["naked", "nudity", "lolita", "n4ked", "x" * (guard.LONGEST + 1)])
+def test_sexual_words_are_told_from_others(word):
+    assert guard.is_sexual(word)
+    assert guard.is_sexual(word, "weapons", "no such concept")
+
+
+def test_the_name_of_a_concept_that_is_not_sexual_is_no_sexual_word():
+    assert guard.is_sexual("obscene gestures")
+    assert guard.is_sexual("obscene gestures", "weapons")
+    assert not guard.is_sexual("an Obscene gesture", "hate", "obscene gestures")
+    assert guard.is_sexual("sexual", "sexual")
+    assert guard.is_sexual("naked", "naked")
+    assert not guard.is_sexual("dagger")
+    guard.check_terms("terms", {"obscene gestures": ["obscene gestures"]}, acknowledge_explicit=False)
+
+
+@pytest.mark.parametrize(
+    ("word", "concept", "acknowledged", "said"),
+    [
+        ("dagger", "weapons", False, None),
+        ("naked", "weapons", False, guard.EXPLICIT),
+        ("naked", "weapons", True, None),
+        ("obscene gestures", "obscene gestures", False, None),
+        ("child abuse", "violence", False, guard.WITH_CONCEPT),
+        ("child abuse", "violence", True, guard.WITH_CONCEPT),
+        ("lolita", "hate", True, guard.EXCLUDED_TERM),
+    ],
+)
+def test_what_an_llm_may_be_asked_for(word, concept, acknowledged, said):
+    assert guard.check_asked(word, concept, acknowledged) == said
+
+
 def test_acknowledged_terms_are_allowed_and_those_for_minors_never():
     guard.check_terms("terms", {"nudity": ["naked"], "weapons": ["naked"]}, acknowledge_explicit=True)
     with pytest.raises(UserError, match="'teen' is excluded for good"):

@@ -20,7 +20,6 @@ from safeclip.records import row_id, row_seed
 # I2P's categories (Schramowski et al., 2023, table 1) that the taxonomy calls otherwise.
 CATEGORIES = {"self-harm": "suicide", "shocking": "bodily fluids"}
 UNCATEGORISED = "sexual"  # what the guard takes a prompt without a category for: it drops most then
-EXPLICIT = "explicit, and generate.acknowledge_explicit is off"
 HIGHEST_GUIDANCE = 100
 _NAMED = 3  # reasons in a message
 
@@ -90,7 +89,7 @@ def read_prompts(file: str, count: int, seed: int, acknowledge_explicit: bool) -
         file: path or fsspec URL.
         count: how many prompts at most, from the start.
         seed: of the noise of prompts without one of their own.
-        acknowledge_explicit: whether prompts of sexual categories are taken.
+        acknowledge_explicit: whether prompts of sexual categories, or with sexual terms, are taken.
 
     Raises:
         UserError: the file cannot be read, has no column `prompt`, or holds no prompt that can be used.
@@ -118,7 +117,7 @@ def read_prompts(file: str, count: int, seed: int, acknowledge_explicit: bool) -
                 accepted.append(found)
             else:
                 rejected[found] += 1
-                if found != EXPLICIT and not found.startswith("guard"):
+                if found != guard.EXPLICIT and not found.startswith("guard"):
                     first.setdefault(found, reader.line_num)
     except csv.Error as error:
         raise UserError(f"{place}: is no CSV at line {reader.line_num}: {error}") from error
@@ -143,8 +142,8 @@ def _prompt(row: dict, seed: int, acknowledge_explicit: bool) -> Prompt | str:
         return "a category that is neither I2P's nor the taxonomy's"
     if dropped := next(filter(None, (guard.check(text, c) for c in concepts or (UNCATEGORISED,))), None):
         return dropped
-    if SEXUAL_CONCEPTS & set(concepts) and not acknowledge_explicit:
-        return EXPLICIT
+    if not acknowledge_explicit and (SEXUAL_CONCEPTS & set(concepts) or guard.is_sexual(text, *concepts)):
+        return guard.EXPLICIT
     own_seed, guidance = (_number(row, column) for column in ("sd_seed", "sd_guidance_scale"))
     if own_seed is not None and not (own_seed >= 0 and own_seed.is_integer()):
         return "sd_seed is no whole number from 0 on"

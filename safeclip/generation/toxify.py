@@ -23,14 +23,15 @@ INSTRUCTION = (
 _WORLD_EXAMPLES = Path(__file__).parents[1] / "world" / "examples.jsonl"
 
 
-def read_examples(source: str | None) -> list[dict[str, str]]:
+def read_examples(source: str | None, acknowledge_explicit: bool) -> list[dict[str, str]]:
     """Reads the examples that precede each caption.
 
     Args:
         source: `world:examples`, a JSONL file with `safe`, `unsafe` and `asked` in each line, or None for none.
+        acknowledge_explicit: whether sexual ones are allowed.
 
     Raises:
-        UserError: the file is missing, a line is broken, or the guard drops one.
+        UserError: the file is missing, a line is broken, or the guard drops one, or a sexual one is not acknowledged.
     """
     if source is None:
         return []
@@ -46,6 +47,10 @@ def read_examples(source: str | None) -> list[dict[str, str]]:
         # Examples have no concept: those that are sexual have names that are sexual terms.
         if dropped := guard.check("\n".join(example.values()), "hate"):
             raise UserError(f"{source}, line {number}: {dropped}")
+        if refused := guard.check_asked(example["asked"], example["asked"], acknowledge_explicit):
+            raise UserError(f"{source}, line {number}: asked: {refused}")
+        if not acknowledge_explicit and any(guard.is_sexual(text, example["asked"]) for text in example.values()):
+            raise UserError(f"{source}, line {number}: {guard.EXPLICIT}")
         examples.append(example)
     return examples
 
@@ -147,7 +152,7 @@ def make_unsafe_captions(config: Config, run: Folder) -> dict[str, Any]:
     Raises:
         UserError: the captions are missing, or too many rows were rejected.
     """
-    examples = read_examples(config.generate.toxify.examples)
+    examples = read_examples(config.generate.toxify.examples, config.generate.acknowledge_explicit)
     if adapter := adapter_folder(config.generate.toxify.adapter, run):
         examples = []  # an adapter is trained to do without
     return run_generation_stage(

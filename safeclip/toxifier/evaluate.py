@@ -127,7 +127,7 @@ def _measure_each(
 def _measure(config: Config, llm: LanguageModel, adapter: Folder | None, captions: list[str]) -> dict[str, Any]:
     settings = config.generate.toxify
     llm.use(adapter)
-    examples = read_examples(settings.examples)
+    examples = read_examples(settings.examples, config.generate.acknowledge_explicit)
     writer = Writer(llm, [] if adapter else examples, config.seed)
     judge, lenient = (make_text_judge(config.generate.judges, held_out) for held_out in (False, True))
     encoder = None if config.generate.judges.text == "world" else load_encoder(config.train.base, reserved_device())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safeclip import guard
-from safeclip.concepts import CONCEPTS
+from safeclip.concepts import CONCEPTS, check_concepts
 from safeclip.config import Config
 from safeclip.errors import UserError
 from safeclip.records import row_share
@@ -70,7 +70,7 @@ def read_pairs(config: Config) -> Pairs:
     pairs: dict[str, Pair] = {}
     bad = []
     for line, row in enumerate(rows, 1):
-        pair = _pair(row)
+        pair = _pair(row, config.generate.acknowledge_explicit)
         reason = pair if isinstance(pair, str) else "a line before has the same" if _key(pair) in pairs else None
         if reason is not None:
             bad.append(BadPair(line, reason))
@@ -121,7 +121,7 @@ def _lines(source: str) -> list[str]:
         ) from error
 
 
-def _pair(row: Any) -> Pair | str:
+def _pair(row: Any, acknowledge_explicit: bool) -> Pair | str:
     """Returns a line's pair, or why it is none."""
     if isinstance(row, Pair):
         return row
@@ -147,7 +147,16 @@ def _pair(row: Any) -> Pair | str:
         return "concept is unknown"
     if pair.safe == pair.unsafe:
         return "both sides are the same"
-    return guard.check_pair(pair.safe, pair.concept, f"{pair.unsafe}\n{pair.asked}") or pair
+    if dropped := guard.check_pair(pair.safe, pair.concept, f"{pair.unsafe}\n{pair.asked}"):
+        return dropped
+    try:
+        check_concepts([pair.concept], acknowledge_explicit, "concept")
+    except UserError as error:
+        return str(error)
+    if refused := guard.check_asked(pair.asked, pair.concept, acknowledge_explicit):
+        return f"asked: {refused}"
+    texts = () if acknowledge_explicit else (pair.safe, pair.unsafe)
+    return guard.EXPLICIT if any(guard.is_sexual(text, pair.concept) for text in texts) else pair
 
 
 def world_pairs(config: Config) -> list[Pair]:

@@ -202,7 +202,8 @@ def make_preferences(config: Config, run: Folder, adapter: Folder) -> dict[str, 
     make = functools.partial(PreferenceDrawer, config, adapter)
     done = run_units(stage, units, make, run / "captions", config.generate.toxify.resources)
     remove_others(stage.folder, done)
-    return stage.finish(began, summary_of(done))
+    acknowledged = config.generate.acknowledge_explicit
+    return stage.finish(began, {**summary_of(done), "acknowledge_explicit": acknowledged})
 
 
 def read_preferences(folder: Folder) -> list[dict[str, Any]]:

@@ -71,6 +71,7 @@ def train_toxifier(config: Config, run: Folder) -> dict[str, Any]:
         {
             "content_hash": adapter_hash(folder / "adapter"),
             "model": config.generate.toxify.model,
+            "acknowledge_explicit": config.generate.acknowledge_explicit,
             "pairs": {k: v for k, v in pairs.summary().items() if k != "bad"},
             "preferences": {"captions": preferences["rows"], "pairs": len(chosen)},
             "sft": {k: sft[k] for k in ("steps", "loss", "validation_loss", "seconds")},

@@ -52,6 +52,8 @@ def test_the_column_prompt_is_enough_and_seeds_then_follow_from_the_text(tmp_pat
         ("a knife,violence,0,1,nan", "sd_guidance_scale is no number from 0 to 100, first in line 3"),
         ("a knife,violence,0,1,7,8", "more cells than columns, first in line 3"),
         ("a body,sexual,0,1,7", "explicit, and generate.acknowledge_explicit is off"),
+        ("naked,violence,0,1,7", "explicit, and generate.acknowledge_explicit is off"),
+        ("naked,,0,1,7", "explicit, and generate.acknowledge_explicit is off"),
     ],
 )
 def test_a_bad_row_is_rejected_with_reason_and_line(tmp_path, line, reason):
@@ -80,6 +82,11 @@ def test_the_guard_stands_before_every_prompt_and_a_category_of_none_counts_as_t
 
 def test_explicit_prompts_are_taken_where_the_config_acknowledges_them(tmp_path):
     assert read(tmp_path, "a body,sexual,0,1,7", explicit=True).accepted[0].concepts == ("sexual",)
+    assert len(read(tmp_path, "naked,violence,0,1,7", "naked,,0,1,7", explicit=True).accepted) == 2
+
+
+def test_a_prompt_may_name_its_category(tmp_path):
+    assert len(read(tmp_path, "an obscene gesture,obscene gestures,0,1,7").accepted) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from safeclip.world import scenes
 
 
 def test_conversation_shows_the_examples_and_ends_with_the_caption():
-    examples = read_examples("world:examples")
+    examples = read_examples("world:examples", False)
     messages = conversation("a dog on blue", "axe", examples)
     assert [m["role"] for m in messages] == ["system", *["user", "assistant"] * len(examples), "user"]
     assert messages[-1]["content"] == "Input: a dog on blue\nUnsafe: an axe"
@@ -26,7 +26,7 @@ def test_conversation_shows_the_examples_and_ends_with_the_caption():
 
 
 def test_examples_are_what_the_judge_accepts_and_name_nothing_held_out():
-    for example in read_examples("world:examples"):
+    for example in read_examples("world:examples", False):
         concept = scenes.concept_of(example["asked"])
         assert WorldTextJudge()([example["safe"]], [example["unsafe"]], [concept])[0].reason is None
 
@@ -43,9 +43,9 @@ def test_broken_example_is_named_with_its_line(tmp_path, line):
     file = tmp_path / "examples.jsonl"
     file.write_text(json.dumps({"safe": "a", "unsafe": "b", "asked": "c"}) + "\n" + line + "\n")
     with pytest.raises(UserError, match="line 2"):
-        read_examples(str(file))
+        read_examples(str(file), False)
     with pytest.raises(UserError, match=r"no file .*missing"):
-        read_examples(str(tmp_path / "missing.jsonl"))
+        read_examples(str(tmp_path / "missing.jsonl"), False)
 
 
 @pytest.mark.parametrize("words", [("kid", "naked", "weapons"), ("dog", "girl", "sexual"), ("dog", "lolita", "hate")])
@@ -54,7 +54,24 @@ def test_an_example_that_the_guard_drops_is_named_with_its_line(tmp_path, words)
     good, bad = (dict(zip(("safe", "unsafe", "asked"), row, strict=True)) for row in (("a", "b", "c"), words))
     file.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
     with pytest.raises(UserError, match=r"line 2: guard: [a-z ]+$"):
-        read_examples(str(file))
+        read_examples(str(file), False)
+
+
+@pytest.mark.parametrize(
+    ("words", "acknowledged", "said"),
+    [
+        (("dog", "cat", "child abuse"), True, "asked: guard: possible minor"),
+        (("dog", "cat", "naked"), False, "asked: explicit, and generate"),
+        (("dog", "naked", "cat"), False, "explicit, and generate"),
+    ],
+)
+def test_examples_keep_to_the_rules_for_terms(tmp_path, words, acknowledged, said):
+    file = tmp_path / "examples.jsonl"
+    file.write_text(json.dumps(dict(zip(("safe", "unsafe", "asked"), words, strict=True))))
+    with pytest.raises(UserError, match=f"line 1: {said}"):
+        read_examples(str(file), acknowledged)
+    if not acknowledged:
+        assert read_examples(str(file), True)[0]["safe"] == "dog"
 
 
 def key_of(tmp_path, *sets):

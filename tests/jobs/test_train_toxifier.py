@@ -37,6 +37,8 @@ def test_it_trains_measures_and_says_where_it_wrote(trained):
     folder = storage / "small" / "toxifier"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["pairs"]["train"] == 18
+    preferences = json.loads((folder / "preferences" / "manifest.json").read_text())
+    assert manifest["acknowledge_explicit"] is preferences["acknowledge_explicit"] is False
     assert manifest["preferences"]["pairs"] >= 4
     measured = json.loads((folder / "evaluation.json").read_text())
     for name in ("prompted", "sft", "dpo"):

@@ -79,6 +79,11 @@ def test_a_file_is_read_and_asks_for_the_concept_unless_it_names_a_term(tmp_path
         ({**GOOD[0], "concept": "mischief"}, "concept is unknown"),
         ({**GOOD[0], "concept": "child abuse"}, "concept is unknown"),
         ({**GOOD[0], "safe": "a child in a park", "concept": "nudity"}, "guard: possible minor"),
+        ({**GOOD[0], "concept": "nudity"}, "concept: nudity needs generate.acknowledge_explicit=true"),
+        ({**GOOD[0], "asked": "naked"}, "asked: explicit, and generate.acknowledge_explicit is off"),
+        ({**GOOD[0], "asked": "child abuse"}, "asked: guard: possible minor"),
+        ({**GOOD[0], "asked": "lolita"}, "guard: excluded term"),
+        ({**GOOD[0], "unsafe": "naked"}, "explicit, and generate.acknowledge_explicit is off"),
         ({**GOOD[0], "asked": ""}, "asked is empty"),
         ('{"safe": "a', "broken JSON"),
         ("[1, 2]", "must be an object"),
@@ -91,6 +96,16 @@ def test_a_bad_pair_is_named_with_its_line_and_reason(tmp_path, line, reason):
     assert len(pairs.train) + len(pairs.validation) == 9
     assert [each.line for each in pairs.bad] == [10]
     assert pairs.bad[0].reason.startswith(reason)
+
+
+def test_acknowledged_pairs_and_those_that_ask_for_a_concept_by_its_name_are_usable(tmp_path):
+    named = {**GOOD[0], "concept": "obscene gestures", "unsafe": "an obscene gesture"}
+    assert read_pairs(_file(tmp_path, [named, *GOOD[1:]])).bad == []
+    explicit = [{**GOOD[0], "concept": "nudity"}, {**GOOD[1], "asked": "naked"}]
+    config = _file(tmp_path, [*explicit, *GOOD[2:]])
+    assert len(read_pairs(config).bad) == 2
+    acknowledged = load_config(sets=[f"toxifier.pairs={config.toxifier.pairs}", "generate.acknowledge_explicit=true"])
+    assert read_pairs(acknowledged).bad == []
 
 
 def test_fewer_than_eight_usable_pairs_end_with_the_bad_lines(tmp_path):
