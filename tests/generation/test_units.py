@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -8,7 +9,6 @@ import pytest
 
 from safeclip.artifacts import Folder, Stage
 from safeclip.config import Resources
-from safeclip.errors import UserError
 from safeclip.generation.units import plan_units, remove_others, run_units, summary_of, unit_statistics, write_unit
 from tests.processes import wait_until
 
@@ -57,10 +57,9 @@ class Late(Square):
         return super().__call__(table)
 
 
-@pytest.fixture
-def source(tmp_path):
-    folder = Folder(str(tmp_path / "source"))
-    folder.make()
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = Folder(str(tmp_path_factory.mktemp("source")))
     units = []
     for unit in range(4):
         rows = [{"id": f"{unit}-{i}", "number": 3 * unit + i, "reject": None} for i in range(3)]
@@ -69,27 +68,30 @@ def source(tmp_path):
     return folder, {"units": units}
 
 
-def _run(tmp_path, name, source, limit=50, actors=2, **more):
-    folder = Folder(str(tmp_path / name))
+def _run(place, source, actors=2, **more):
+    folder, units = Folder(str(place)), plan_units(source[1], 50)
     folder.make()
-    units = plan_units(source[1], limit)
-    return folder, run_units(
-        Stage(folder, "key"), units, partial(Square, limit, **more), source[0], Resources(actors=actors)
-    )
+    return run_units(Stage(folder, "key"), units, partial(Square, 50, **more), source[0], Resources(actors=actors))
 
 
-def test_every_accepted_row_is_worked_on_once_and_counted(ray_cluster, tmp_path, source):
-    folder, units = _run(tmp_path, "out", source)
-    rows = [r for u in units for r in folder.read_table(u["name"]).to_pylist()]
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster, source, tmp_path_factory):
+    """Where two actors have done all units, and the units' statistics."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    return place, _run(place, source)
+
+
+def test_every_accepted_row_is_worked_on_once_and_counted(undisturbed):
+    place, units = undisturbed
+    rows = [r for u in units for r in Folder(str(place)).read_table(u["name"]).to_pylist()]
     assert [r["number"] for r in rows] == [n**2 for n in range(12)]
     summary = summary_of(units)
     assert (summary["rows"], summary["accepted"]) == (12, 8)
     assert summary["rejected"] == {"too large": 4}
 
 
-def test_result_does_not_depend_on_the_number_of_actors(ray_cluster, tmp_path, source):
-    one, two = (summary_of(_run(tmp_path, str(n), source, actors=n)[1]) for n in (1, 2))
-    assert one == two
+def test_result_does_not_depend_on_the_number_of_actors(undisturbed, source, tmp_path):
+    assert _run(tmp_path, source, actors=1) == undisturbed[1]
 
 
 def test_an_actor_that_is_ready_late_finds_a_unit_left(ray_cluster, tmp_path, source, monkeypatch):
@@ -106,20 +108,24 @@ def test_an_actor_that_is_ready_late_finds_a_unit_left(ray_cluster, tmp_path, so
     assert workers[0] != workers[1]
 
 
-def test_work_goes_on_where_it_was_cut_off_and_other_settings_start_anew(ray_cluster, tmp_path, source):
-    marks = tmp_path / "marks"
+def test_work_goes_on_where_it_was_cut_off(undisturbed, source, tmp_path):
+    marks, (place, first) = tmp_path / "marks", undisturbed
     marks.mkdir()
-    folder, first = _run(tmp_path, "out", source, marks=str(marks))
-    folder.fs.rm(folder.path(first[2]["name"]))
-    folder.write(first[1]["name"], b"damaged")
-    _, again = _run(tmp_path, "out", source, marks=str(marks))
-    assert again == first
+    shutil.copytree(place, tmp_path / "out")
+    (tmp_path / "out" / first[2]["name"]).unlink()
+    (tmp_path / "out" / first[1]["name"]).write_bytes(b"damaged")
+    assert _run(tmp_path / "out", source, marks=str(marks)) == first
     workers = {file.name: len(file.read_text().split()) for file in marks.iterdir()}
-    assert workers == {"0-0": 1, "1-0": 2, "2-0": 2, "3-0": 1}
-    _, other = _run(tmp_path, "out", source, limit=5)
-    assert not {u["name"] for u in other} & {u["name"] for u in first}
-    remove_others(folder, other)
-    assert folder.files(".parquet") == sorted(u["name"] for u in other)
+    assert workers == {"1-0": 1, "2-0": 1}
+
+
+def test_units_of_other_settings_are_others_and_the_earlier_ones_are_removed(source, tmp_path):
+    folder = Folder(str(tmp_path))
+    first, other = ([unit.target for unit in plan_units(source[1], limit)] for limit in (50, 5))
+    assert not set(first) & set(other)
+    units = {name: write_unit(folder, name, _table([])) for name in [*first, *other]}
+    remove_others(folder, [units[name] for name in other])
+    assert folder.files(".parquet") == sorted(other)
 
 
 def test_a_unit_whose_footer_is_damaged_is_not_done(tmp_path):
@@ -134,17 +140,9 @@ def test_a_unit_whose_footer_is_damaged_is_not_done(tmp_path):
     assert unit_statistics(folder, "a.parquet") is None
 
 
-def test_a_killed_actor_costs_nothing_but_its_unit(ray_cluster, tmp_path, source):
+def test_a_killed_actor_costs_nothing_but_its_unit(undisturbed, source, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()
-    undisturbed = _run(tmp_path, "undisturbed", source)[1]
-    disturbed = _run(tmp_path, "disturbed", source, marks=str(marks), dies_at=6)[1]
+    disturbed = _run(tmp_path / "out", source, marks=str(marks), dies_at=6)
     assert (marks / "died").exists()
-    assert disturbed == undisturbed
-
-
-def test_no_write_permission_is_said_in_one_line(tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
-        (Folder(str(blocked)) / "stage").make()
+    assert disturbed == undisturbed[1]
