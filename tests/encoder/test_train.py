@@ -28,6 +28,7 @@ from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_rows, plan_units
 from safeclip.encoder.train import check_counts, check_settings, check_states, train_encoder
 from safeclip.encoder.worker import Plan, Worker, learning_rate
 from safeclip.errors import UserError
+from safeclip.generation.redraw import redraw
 from safeclip.world import scenes
 from tests.encoder.quadruplets import render_quadruplets, write_quadruplets
 from tests.processes import work_as_two
@@ -117,6 +118,13 @@ def test_some_of_the_safe_pairs_are_drawn_by_the_generator(trained):
     assert drawn["safe_caption"].equals(own["safe_caption"])
     assert not set(drawn["safe_image"].to_pylist()) & set(own["safe_image"].to_pylist())
     assert manifest["train"]["preserved"] == 20 + drawn["reject"].null_count
+
+
+def test_drawn_pairs_are_not_drawn_again_for_another_judge_of_texts(trained, capsys):
+    folder = trained[0] / "encoder"
+    config = config_for("unused", "generate.judges.text_threshold=0.6")
+    assert redraw(config, folder, DRAWN, KEPT, 4) == read_manifest(folder / DRAWN)
+    assert capsys.readouterr().out == "drawn: complete, skipped\n"
 
 
 def test_a_checkpoint_is_exported_by_itself(trained, plan, tmp_path):
