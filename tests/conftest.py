@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives each of two processes whole files, and those that use the same report to one: each would make its own."""
+    """Gives each of two processes whole files, and to one those that share what each would else make for itself."""
     from xdist.scheduler import LoadFileScheduling
 
     reports = {f"tests/evaluation/{name}.py" for name in ("test_evaluate", "test_reference", "test_report")}
@@ -55,6 +55,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "reports" if file in reports else file
+            if file in reports:
+                return "reports"
+            return "endpoint" if file.startswith("tests/serve/") else file
 
     return ByFile(config, log)
