@@ -23,7 +23,7 @@ SMALL = [
     "generate.max_reject_fraction=0.9", "train.epochs=1", "train.batch=8", "train.preserve.count=16",
     "train.preserve.per_step=8", "train.preserve.unit_rows=8", "train.preserve.drawn=0",
     "evaluate.rendered=24", "evaluate.bootstrap=20", "evaluate.text_to_image=null", "evaluate.image_to_text=null",
-    # One actor each: on two cores a second one takes more time to start than it saves. The killed run has two later.
+    # One actor each: on two cores a second one takes more time to start than it saves. Two draw pictures below.
     "generate.toxify.resources.actors=1", "generate.illustrate.resources.actors=1", "train.resources.actors=1",
     "evaluate.resources.actors=1",
 ]  # fmt: skip
@@ -79,13 +79,14 @@ def _kill(process):
 def cut_off(local, tmp_path_factory):
     """Where a run lies that the pipeline makes and is killed in three stages, each time started again.
 
-    What was begun by one actor of a Ray that the pipeline started is gone on with by two of a cluster that it joins.
+    The captions begun in a Ray that the pipeline started are gone on with in a cluster that it joins, and there the
+    pictures begun by one actor by two.
     """
     storage = tmp_path_factory.mktemp("killed")
     joining = {**local.environment, "RAY_ADDRESS": f"127.0.0.1:{local.port}"}
     stages = {
         "unsafe_captions": ([], None),
-        "unsafe_images": (["generate.toxify.resources.actors=2"], joining),
+        "unsafe_images": ([], joining),
         "encoder": (["generate.illustrate.resources.actors=2"], joining),
     }
     for stage, (sets, environment) in stages.items():
