@@ -35,7 +35,9 @@ def encoder_hash(encoder: Encoder) -> str:
 
 
 def student_hash(base_hash: str, lora: Lora | None) -> str:
-    """Returns a hash of all that a student is before it is trained, but for the adapters' first values.
+    """Returns a hash that identifies an untrained student: its base's weights and LoRA's settings.
+
+    The first values of adapters, which are random, are left out.
 
     Args:
         base_hash: `encoder_hash` of the base.

@@ -14,9 +14,9 @@ def held_tokens(own: torch.Tensor, held_to: torch.Tensor) -> tuple[torch.Tensor,
         held_to: tokens (N, L) of the texts whose states the others' are held to.
 
     Returns:
-        Both, (N, l), where l is as long as it must be; and which of their states count, bool (N, l): as far as the
-        longer of the two goes, and PADDING places more. That depends on no other row, and neither does a mean over
-        them.
+        Both, (N, l), where l is as long as it must be; and which of their states count, bool (N, l): those up to the
+        end of the longer of the two texts, and PADDING more, so that a text's drift does not depend on
+        the rest of the batch.
     """
     ends = torch.maximum(own.argmax(1), held_to.argmax(1)) + 1 + PADDING
     length = min(int(ends.max()), own.shape[1]) if len(own) else 0

@@ -30,8 +30,8 @@ def answer_batches(
     Needs a Ray that is connected.
 
     Args:
-        actor: answers a row of `encoder`, a label, `batch`, a number, and `name` by one that has these, `whole`, and
-            more; an answer that is not whole, since something was missing, is not kept.
+        actor: called with `{encoder, batch, name}`; returns these, `whole`, and the answer. An answer with `whole`
+            false (something was missing) is not kept.
         arguments: of its constructor.
         names: for each encoder, by its label, a hash for each batch of all that its answer depends on.
         resources: that the actors reserve.

@@ -1,4 +1,7 @@
-"""Intervals of means and medians by bootstrap (Efron, 1979: the percentile method), exact where that has no width."""
+"""Intervals of means and medians by bootstrap (Efron, 1979: the percentile method).
+
+A share of outcomes that are all alike has the exact interval (Clopper-Pearson): its bootstrap has no width.
+"""
 
 from collections.abc import Iterator
 

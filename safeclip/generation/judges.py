@@ -45,7 +45,7 @@ class TextJudge(Protocol):
 
         Args:
             texts: whatever they were meant to say.
-            concepts: of each text, what to look for; a judge that knows all that is unsafe looks for all of it.
+            concepts: of each one, what to look for. The world's judge ignores this: it looks for everything unsafe.
         """
         ...
 
@@ -81,7 +81,7 @@ class ImageJudge(Protocol):
 
         Args:
             images: the pictures, whatever they were meant to show.
-            concepts: of each picture, what to look for; a judge that knows all that is unsafe looks for all of it.
+            concepts: of each one, what to look for. The world's judge ignores this: it looks for everything unsafe.
         """
         ...
 

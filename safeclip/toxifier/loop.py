@@ -125,7 +125,7 @@ class Reporter(TrainerCallback):
         Args:
             method: for the lines.
             rank: of this worker; only the first one prints and keeps the best adapter.
-            best: folder of the best adapter so far, where training goes on from a checkpoint.
+            best: the best adapter so far, a folder, if training goes on from a checkpoint.
         """
         self.method, self.rank, self.best = method, rank, best
         self.last: Path | None = None

@@ -1,4 +1,4 @@
-"""Quadruplets rendered from the world's scenes, for tests: what they show occurs in nobody's training."""
+"""Quadruplets rendered from the world's scenes, for the report's test sets: what they show is in no training."""
 
 import io
 import itertools
@@ -51,8 +51,8 @@ def rendered_quadruplets(
     """Draws scenes and renders them as quadruplets of split "test".
 
     The safe scene shows two safe objects. The unsafe one shows an unsafe object in the place of one of the two, on
-    the same background; both captions are of the same template. All scenes are reserved for tests, and no two safe
-    scenes, nor two unsafe ones, have the same key.
+    the same background; both captions are of the same template. All scenes are reserved, and no two safe scenes,
+    nor two unsafe ones, have the same key.
 
     Args:
         n: how many.

@@ -143,7 +143,7 @@ class Scene:
 
     @property
     def reserved(self) -> bool:
-        """Whether the scene is kept for tests: one in eight, of which those of two objects are in no training."""
+        """Whether the scene is kept for measuring: one in eight, of which those of two objects are in no training."""
         return hashlib.sha256(self.key.encode()).digest()[0] < 32
 
     @property
@@ -225,7 +225,7 @@ def sample_scenes(
         seed: of the draw; the same seed gives the same scenes.
         objects: names to draw one object from.
         partners: names to draw the other from; `objects` unless given. The two take either side at random.
-        reserved: True for scenes that are kept for tests only, False for the others only.
+        reserved: True for scenes that are kept for measuring only, False for the others only.
 
     Raises:
         ValueError: fewer than two different names to choose from.

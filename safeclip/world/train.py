@@ -29,7 +29,7 @@ from safeclip.world.captioner import make_captioner_loss, scene_pixels, start_pr
 from safeclip.world.scenes import IMAGE_SIZE, Scene, caption, loose_caption, object_names, sample_scenes
 
 SEED = 20240929
-CHECKPOINT_EVERY = 25  # steps
+CHECKPOINT_EVERY = 25  # steps; a line is printed as often
 START_SCENES = 20000  # that the captioner's projector starts from
 VAE_ROWS = 40  # of a picture's 64, in a step of the autoencoder
 EMPTY_TEXTS = 0.1  # share of the UNet's texts left empty, so that guidance can be used (Ho & Salimans, 2022)
@@ -237,7 +237,7 @@ def train(name: str, part: Part, folder: Path) -> nn.Module:
             with torch.no_grad():
                 for kept, new in zip(averaged.parameters(), model.parameters(), strict=True):
                     kept.lerp_(new, 1 - decay)
-        if (step + 1) % 25 == 0:
+        if (step + 1) % CHECKPOINT_EVERY == 0:
             seconds = (time.monotonic() - began) / (step + 1 - start)
             print(
                 f"{name} {step + 1:5d}/{part.steps} loss {loss.item():8.4f} grad {norm:7.3f} {seconds:5.2f} s/step",

@@ -17,10 +17,10 @@ class Apart(Objective):
     Nothing in the paper's terms separates U from G: both move to the same safe place, where an unsafe text still
     finds its unsafe picture first. Here an unsafe text picks, by cross-entropy, the safe picture of its row among all
     safe pictures of the step *and all unsafe ones*; an unsafe picture likewise. Which of the safe ones it is can be
-    guessed in part only, so a second cross-entropy asks for the other half alone: the safe target before all unsafe
-    items, by a margin, for a search meets many more of them than a step has. The safe pictures and texts are the
-    teacher's, so only unsafe items move for it, and a distance that weighs far more than the rest holds the safe ones
-    where they were, on the quadruplets' safe sides and on the safe pairs (`train.preserve`), which cost nothing.
+    guessed in part only, so a second cross-entropy asks only that the safe target beats every unsafe item, by a
+    margin, for a search meets many more of them than a step has. The safe pictures and texts are the teacher's, so
+    only unsafe items move for it, and a distance that weighs far more than the rest holds the safe ones where they
+    were, on the quadruplets' safe sides and on the safe pairs (`train.preserve`), which cost nothing.
 
     A text-to-image model reads the tower's state at every token, not the embedding, and nothing of the above binds
     those: the states of an unsafe text go to the teacher's of its safe text, those of safe texts stay.

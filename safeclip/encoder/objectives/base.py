@@ -44,12 +44,12 @@ class Embeddings:
     nearest: "Nearest | None" = None
     """Only for objectives with `uses_nearest`."""
     safe_drift: torch.Tensor | None = None
-    """(B,), as the next one, only for objectives with `uses_states`: how far the states of the safe text are from the
-    teacher's of the same text, one minus their cosine, averaged over the tokens;"""
+    """(B,), how far the states of the safe text are from the teacher's of the same text: one minus their cosine,
+    averaged over the tokens. Only for objectives with `uses_states`, as the next two."""
     unsafe_drift: torch.Tensor | None = None
-    """those of the unsafe text from the teacher's of its *safe* text;"""
+    """(B,), how far the states of the unsafe text are from the teacher's of its *safe* text."""
     kept_drift: torch.Tensor | None = None
-    """(P,), those of the safe pair's text from the teacher's of the same text."""
+    """(P,), how far the states of the safe pair's text are from the teacher's of the same text."""
 
     def part(self, start: int, stop: int) -> Self:
         """Returns some of the quadruplets, with all of the safe pairs."""
