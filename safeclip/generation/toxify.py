@@ -44,8 +44,8 @@ def read_examples(source: str | None, acknowledge_explicit: bool) -> list[dict[s
             example = {key: str(json.loads(line)[key]) for key in ("safe", "unsafe", "asked")}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{source}, line {number}: must be JSON with safe, unsafe and asked") from error
-        # Examples have no concept: those that are sexual have names that are sexual terms.
-        if dropped := guard.check("\n".join(example.values()), "hate"):
+        # They precede every caption: with a minor in one, no sexual concept could be asked for beside it.
+        if dropped := guard.check("\n".join(example.values()), "sexual"):
             raise UserError(f"{source}, line {number}: {dropped}")
         if refused := guard.check_asked(example["asked"], example["asked"], acknowledge_explicit):
             raise UserError(f"{source}, line {number}: asked: {refused}")
@@ -68,6 +68,24 @@ def conversation(caption: str, asked: str, examples: list[dict[str, str]]) -> li
         messages.append(_request(example["safe"], example["asked"]))
         messages.append({"role": "assistant", "content": example["unsafe"]})
     return [*messages, _request(caption, asked)]
+
+
+def drop_reason(caption: str, concept: str, asked: str, explicit: bool) -> str | None:
+    """Returns why an LLM may not be shown a request, None where it may. Returns as `guard.check`.
+
+    Args:
+        caption: the safe caption.
+        concept: of the caption.
+        asked: the concept, or a term for it.
+        explicit: whether an example before it is sexual, as `are_explicit` tells; none names a minor.
+    """
+    dropped = guard.check_pair(caption, concept, asked)
+    return guard.check_pair(caption, "sexual", asked) if dropped is None and explicit else dropped
+
+
+def are_explicit(examples: list[dict[str, str]]) -> bool:
+    """Whether one of the examples has a sexual term, so that each caption after them counts as sexual."""
+    return any(guard.is_sexual(text) for example in examples for text in example.values())
 
 
 def _request(caption: str, asked: str) -> dict[str, str]:
@@ -93,6 +111,7 @@ class Toxifier:
         adapter: Folder | None = None,
     ) -> None:
         self.settings, self.judge, self.seed, self.examples = settings, judge, seed, examples
+        self.explicit = are_explicit(examples)
         self.llm = LanguageModel(settings, adapter)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -129,8 +148,8 @@ class Toxifier:
         for row in rows:
             asked = asked_for(row["concept"], self.settings.terms, self.seed, row["id"], attempt)
             messages = conversation(row["safe_caption"], asked, self.examples)
-            dropped = guard.check_pair(row["safe_caption"], row["concept"], asked) or self.llm.refusal(messages)
-            if dropped:
+            dropped = drop_reason(row["safe_caption"], row["concept"], asked, self.explicit)
+            if dropped := dropped or self.llm.refusal(messages):
                 row.update(unsafe_caption=None, text_score=None, reject=dropped)
                 continue
             requests.append(Request(messages, row_seed(self.seed, row["id"], "toxify", attempt)))

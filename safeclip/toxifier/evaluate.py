@@ -19,7 +19,7 @@ from safeclip.evaluation.intervals import paired_differences, with_intervals
 from safeclip.generation.captions import concept_for
 from safeclip.generation.judges import TextJudge, judge_versions, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request
-from safeclip.generation.toxify import asked_for, conversation, read_examples
+from safeclip.generation.toxify import are_explicit, asked_for, conversation, drop_reason, read_examples
 from safeclip.generation.units import first_units
 from safeclip.records import row_id, row_seed
 
@@ -61,13 +61,19 @@ def unseen_captions(config: Config, run: Folder) -> list[str]:
     return captions[:count]
 
 
-def tasks_for(captions: list[str], concepts: list[str], terms: dict[str, list[str]], seed: int) -> list[Task]:
-    """Returns a task for each caption that the guard lets through with what it is asked for."""
-    found = []
+def tasks_for(
+    captions: list[str],
+    concepts: list[str],
+    terms: dict[str, list[str]],
+    seed: int,
+    examples: list[dict[str, str]],
+) -> list[Task]:
+    """Returns a task for each caption that the guard lets through with what it is asked for and the examples."""
+    found, explicit = [], are_explicit(examples)
     for caption in captions if concepts else []:
         concept = concept_for(caption, concepts, seed)
         asked = asked_for(concept, terms, seed, caption, "evaluation")
-        if guard.check_pair(caption, concept, asked) is None:
+        if drop_reason(caption, concept, asked, explicit) is None:
             found.append(Task(caption, concept, asked))
     return found
 
@@ -134,7 +140,7 @@ def _measure(config: Config, llm: LanguageModel, adapter: Folder | None, caption
 
     def tasks_of(concepts: list[str], terms: dict[str, list[str]]) -> list[Task]:
         """The tasks that fit with the examples before them, which are the same for each of the models."""
-        found = tasks_for(captions, concepts, terms, config.seed)
+        found = tasks_for(captions, concepts, terms, config.seed, examples)
         return [task for task in found if not llm.refusal(conversation(task.caption, task.asked, examples))]
 
     tasks = tasks_of(config.generate.draws(), settings.terms)

@@ -11,7 +11,16 @@ from safeclip.config import load_config
 from safeclip.errors import UserError
 from safeclip.generation.judges import WorldTextJudge
 from safeclip.generation.llm import TOO_LONG
-from safeclip.generation.toxify import Toxifier, asked_for, conversation, make_unsafe_captions, read_examples
+from safeclip.generation.toxify import (
+    INSTRUCTION,
+    Toxifier,
+    are_explicit,
+    asked_for,
+    conversation,
+    drop_reason,
+    make_unsafe_captions,
+    read_examples,
+)
 from safeclip.generation.units import summary_of
 from safeclip.records import CAPTION, row_id
 from safeclip.world import scenes
@@ -48,7 +57,10 @@ def test_broken_example_is_named_with_its_line(tmp_path, line):
         read_examples(str(tmp_path / "missing.jsonl"), False)
 
 
-@pytest.mark.parametrize("words", [("kid", "naked", "weapons"), ("dog", "girl", "sexual"), ("dog", "lolita", "hate")])
+@pytest.mark.parametrize(
+    "words",
+    [("kid", "naked", "weapons"), ("dog", "girl", "sexual"), ("dog", "girl", "dagger"), ("dog", "lolita", "hate")],
+)
 def test_an_example_that_the_guard_drops_is_named_with_its_line(tmp_path, words):
     file = tmp_path / "examples.jsonl"
     good, bad = (dict(zip(("safe", "unsafe", "asked"), row, strict=True)) for row in (("a", "b", "c"), words))
@@ -60,7 +72,7 @@ def test_an_example_that_the_guard_drops_is_named_with_its_line(tmp_path, words)
 @pytest.mark.parametrize(
     ("words", "acknowledged", "said"),
     [
-        (("dog", "cat", "child abuse"), True, "asked: guard: possible minor"),
+        (("dog", "cat", "child abuse"), True, "guard: possible minor"),
         (("dog", "cat", "naked"), False, "asked: explicit, and generate"),
         (("dog", "naked", "cat"), False, "explicit, and generate"),
     ],
@@ -72,6 +84,18 @@ def test_examples_keep_to_the_rules_for_terms(tmp_path, words, acknowledged, sai
         read_examples(str(file), acknowledged)
     if not acknowledged:
         assert read_examples(str(file), True)[0]["safe"] == "dog"
+
+
+def test_what_precedes_a_caption_counts_with_it():
+    world = read_examples("world:examples", False)
+    sexual = [*world, {"safe": "a", "unsafe": "b", "asked": "naked"}]
+    assert guard.check(INSTRUCTION, "sexual") is None
+    assert (are_explicit(world), are_explicit(sexual), are_explicit([])) == (False, True, False)
+    for explicit, girl in ((False, None), (True, guard.WITH_CONCEPT)):
+        assert drop_reason("girl", "weapons", "dagger", explicit) == girl
+        assert drop_reason("dog", "weapons", "dagger", explicit) is None
+        assert drop_reason("girl", "weapons", "naked", explicit) == guard.WITH_TERM
+        assert drop_reason("dog", "no concept", "dagger", explicit) == guard.NO_CONCEPT
 
 
 def key_of(tmp_path, *sets):
@@ -108,7 +132,7 @@ def test_the_stage_depends_on_no_setting_of_other_work(tmp_path, setting, counts
     assert (key_of(tmp_path, setting) != key_of(tmp_path)) is counts
 
 
-def rewritten(captions, *sets):
+def rewritten(captions, *sets, examples=()):
     """The rows that the world's LLM makes of captions, all of one concept, in a process of its own as in an actor."""
     import ray
 
@@ -116,7 +140,7 @@ def rewritten(captions, *sets):
     rows = [{"id": row_id(text, "weapons"), "concept": "weapons", "safe_caption": text} for text in captions]
 
     def work():
-        toxifier = Toxifier(config.generate.toxify, WorldTextJudge(), config.seed, [])
+        toxifier = Toxifier(config.generate.toxify, WorldTextJudge(), config.seed, list(examples))
         return toxifier(pa.Table.from_pylist(rows, CAPTION)).to_pylist()
 
     return ray.get(ray.remote(max_calls=1)(work).remote())
@@ -129,3 +153,10 @@ def test_what_the_guard_drops_with_its_term_and_what_is_too_long_is_not_asked_fo
     assert (long["reject"], long["candidates"], long["unsafe_caption"]) == (TOO_LONG, 0, None)
     assert asked["candidates"] == 2
     assert asked["unsafe_caption"] is not None
+
+
+def test_captions_are_read_together_with_the_examples_that_the_llm_is_shown(ray_cluster):
+    examples = [{"safe": "a", "unsafe": "b", "asked": "naked"}]
+    dropped, asked = rewritten(["girl", "dog"], examples=examples)
+    assert (dropped["reject"], dropped["candidates"]) == (guard.WITH_CONCEPT, 0)
+    assert asked["candidates"] == 2

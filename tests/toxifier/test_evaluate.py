@@ -52,23 +52,31 @@ def test_a_files_unseen_captions_are_those_after_the_preferences(ray_cluster, tm
 def test_tasks_ask_for_terms_of_a_concept_that_has_some():
     terms = {"weapons": ["axe"], "drug use": ["pill"]}
     captions = [f"caption {n}" for n in range(50)]
-    tasks = tasks_for(captions, list(terms), terms, 0)
+    tasks = tasks_for(captions, list(terms), terms, 0, [])
     assert {(t.concept, t.asked) for t in tasks} == {("weapons", "axe"), ("drug use", "pill")}
     assert [t.caption for t in tasks] == captions
-    assert {t.asked for t in tasks_for(captions, ["theft"], terms, 0)} == {"theft"}
-    assert tasks_for(captions, [], terms, 0) == []
+    assert {t.asked for t in tasks_for(captions, ["theft"], terms, 0, [])} == {"theft"}
+    assert tasks_for(captions, [], terms, 0, []) == []
 
 
 def test_the_guard_reads_a_caption_with_the_concept_that_it_is_given():
-    assert tasks_for(["a child in a park", "a dog in a park"], ["nudity"], {}, 0) == [
+    assert tasks_for(["a child in a park", "a dog in a park"], ["nudity"], {}, 0, []) == [
         Task("a dog in a park", "nudity", "nudity")
     ]
 
 
 def test_the_guard_reads_a_caption_with_the_term_that_is_asked_for():
     terms = {"weapons": ["naked"]}
-    tasks = tasks_for(["a girl in a park", "a dog in a park"], ["weapons"], terms, 0)
+    tasks = tasks_for(["a girl in a park", "a dog in a park"], ["weapons"], terms, 0, [])
     assert [task.caption for task in tasks] == ["a dog in a park"]
+
+
+def test_the_guard_reads_a_caption_with_the_examples_before_it():
+    captions, terms = ["girl", "dog"], {"weapons": ["dagger"]}
+    plain, sexual = ({"safe": "a", "unsafe": "b", "asked": word} for word in ("dagger", "naked"))
+    assert len(tasks_for(captions, ["weapons"], terms, 0, [plain])) == 2
+    tasks = tasks_for(captions, ["weapons"], terms, 0, [plain, sexual])
+    assert [task.caption for task in tasks] == ["dog"]
 
 
 def test_texts_are_accepted_by_judge_and_guard_together():
