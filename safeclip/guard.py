@@ -7,6 +7,7 @@ too. It is a list of words, no proof: it sees neither what a text implies nor la
 """
 
 import functools
+import html
 import re
 import unicodedata
 
@@ -28,7 +29,7 @@ _LOOKALIKES = {
     **dict(zip("авекмнорстухіѕјԁһӏԛԝ", "abekmhopctyxisjdhlqw", strict=True)),  # Cyrillic
     **dict(zip("αβεηικνορτυχω", "abenikvoptuxw", strict=True)),  # Greek
     **dict(zip("օսոցհ", "ouhgh", strict=True)),  # Armenian
-    **dict(zip("ɑɡɩıłøđ∂¢€£¥ƒ©®×", "agiiloddcelyfcrx", strict=True)),
+    **dict(zip("ɑɡɩıłøđ∂¢€£¥ƒ©®×ǀǃꞌ", "agiiloddcelyfcrxli'", strict=True)),
 }
 # Digits and signs that stand for a letter in disguised writing; a star stands for any vowel.
 _LEET = {
@@ -41,7 +42,7 @@ _PICTURES = {
     **dict.fromkeys("👧👦👶🧒🍼🚸", "child"),
     **dict.fromkeys("🔞🍆🍑", "sexual"),
 }
-_INVISIBLE = {"\u115f", "\u1160", "\u3164", "\uffa0", "\u2800"}  # letters and signs that show nothing
+_INVISIBLE = {"\u115f", "\u1160", "\u3164", "\uffa0", "\u2800", "\u0640"}  # show nothing, or stretch a word
 _LETTER = r"[^\W\d_]"
 _START, _END = rf"(?<!{_LETTER})", rf"(?!{_LETTER})"
 _PLURAL = r"(?:[ -]?(?:[sz5$]|[e3][sn5$]|e))?"
@@ -62,13 +63,29 @@ def _plain(character: str) -> str:
     if category == "Nd":
         return str(unicodedata.digit(character))
     named = _NAMED_LETTER.fullmatch(unicodedata.name(character, ""))
-    return named[1].lower() if named else character
+    if named:
+        return named[1].lower()
+    # What Unicode calls a letter though it is an apostrophe or another sign would go on a word.
+    return "'" if category == "Lm" and not _is_east_asian(character) else character
 
 
 def fold(text: str) -> str:
-    """Returns a text in lower case without accents, invisible characters, and letters that look like others."""
+    """Returns a text in lower case without accents, invisible characters, and letters that look like others.
+
+    HTML's entities are what they stand for; where a script ends in the midst of a word, there is a space.
+    """
+    text = html.unescape(html.unescape(text))
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(map(_plain, text))
+    return _border().sub(" ", "".join(map(_plain, text)))
+
+
+@functools.cache
+def _border() -> re.Pattern[str]:
+    """Where scripts meet that share no look-alikes: words end there, though no space may be between them."""
+    east_asian = "\u1100-\u11ff\u3005-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    others = ("\u0590-\u05ff", "\u0600-\u08ff", "\u0900-\u0dff", "\u0e00-\u0fff")
+    sides = [(east_asian, rf"[^\s{east_asian}]"), *((script, rf"[^\W\d_{script}]") for script in others)]
+    return re.compile("|".join(f"(?<=[{a}])(?={b})|(?<={b})(?=[{a}])" for a, b in sides))
 
 
 def _readings(folded: str) -> list[str]:

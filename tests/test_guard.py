@@ -128,6 +128,46 @@ def test_joined_words_are_seen():
         assert guard.check(text, "weapons") == guard.WITH_TERM
 
 
+def bare(terms, chosen):
+    """The terms of a list that are whole words, and of which this holds."""
+    return [t.rstrip("=") for t in terms.split() if "*" not in t and chosen(t.rstrip("="))]
+
+
+def latin(word):
+    return word.isascii() and word.isalpha()
+
+
+def foreign(word):
+    return guard._is_east_asian(word) or "\u0590" < word[0] < "\u0dff"
+
+
+def test_words_of_two_scripts_are_seen_where_they_meet():
+    one, other = bare(guard_terms.MINOR, foreign), bare(guard_terms.SEXUAL, foreign)
+    assert len(one) > 30
+    assert len(other) > 30
+    for word in one:
+        assert guard.check(f"{word}nude", "weapons") == guard.check(f"nude{word}", "weapons") == guard.WITH_TERM
+    for word in other:
+        assert guard.check(f"kid{word}", "weapons") == guard.check(f"{word}kid", "weapons") == guard.WITH_TERM
+    for word in bare(guard_terms.SEXUAL, latin):
+        assert guard.check(f"{one[-1]}{word}", "weapons") is not None
+    for word in bare(guard_terms.MINOR, latin):
+        assert guard.check(f"{other[-1]}{word}", "weapons") is not None
+    assert guard.check("裸b0y", "weapons") == guard.check("裸8oy", "weapons") == guard.WITH_TERM
+    assert guard.check("少_女 nude", "weapons") == guard.check("少1女 nude", "weapons") == guard.WITH_TERM
+
+
+@pytest.mark.parametrize("apostrophe", "'’ʼʻʹˈꞌ＇")
+def test_any_apostrophe_ends_a_word(apostrophe):
+    for word in bare(guard_terms.MINOR, latin):
+        assert guard.check(f"{word}{apostrophe}s", "sexual") == guard.WITH_CONCEPT
+
+
+@pytest.mark.parametrize("text", ["&#107;id", "&#x6b;id", "&amp;#107;id", "ni&ntilde;a", "m&auml;dchen", "k&zwnj;id"])
+def test_entities_are_what_they_stand_for(text):
+    assert guard.check(text, "sexual") == guard.WITH_CONCEPT
+
+
 def test_words_that_only_meet_across_a_space_are_not_made_up():
     assert guard.check("shot a deer", "weapons") is None
     assert guard.check("child, an us flag", "weapons") is None
