@@ -28,9 +28,17 @@ LONGEST = 1000  # characters; a longer text is no caption, and the search would 
 _LOOKALIKES = {
     **dict(zip("авекмнорстухіѕјԁһӏԛԝ", "abekmhopctyxisjdhlqw", strict=True)),  # Cyrillic
     **dict(zip("αβεηικνορτυχω", "abenikvoptuxw", strict=True)),  # Greek
-    **dict(zip("օսոցհ", "ouhgh", strict=True)),  # Armenian
-    **dict(zip("ɑɡɩıłøđ∂¢€£¥ƒ©®×ǀǃꞌ", "agiiloddcelyfcrxli'", strict=True)),
+    **dict(zip("օսոցհ", "oungh", strict=True)),  # Armenian
+    **dict(zip("ɑɡɩıłøđ∂¢€£¥ƒ©®×ǀǃꞌ℮ϳ", "agiiloddcelyfcrxli'ej", strict=True)),
 }
+# Those that also stand for themselves, in words of their alphabet or before a word: a text is read both ways.
+_LIKE_LATIN = {
+    "a": "Ꭺꓮ", "b": "ьъбѣხᏴꓐ฿", "c": "ҫςᏟꓚ₵", "d": "δժძᎠᏧꓓ", "e": "эәєҽзҙӡξᎬꓰ", "f": "ғꓝ", "g": "Ꮐꓖ₲", "h": "ңҥᎻᏂꓧ",
+    "i": "¡ւᎥꓲ", "j": "յᎫꓙ", "k": "қҝҡҟӄᏦꓗ₭", "l": "լᏞꓡ", "m": "ӎᎷꓟ", "n": "пиռղπꓠ₦∩", "o": "өѳҩσθφიꓳ∅", "p": "ҏᏢꓑ₱",
+    "q": "գզ", "r": "гяᎡꓣ", "s": "ᏕᏚꓢ", "t": "եᎢᏔꓔ₮", "u": "цџμꓴ∪", "v": "ѵᏙꓦ", "w": "шщѡψᎳꓪ₩", "x": "ҳꓫ",
+    "y": "үұγყᎩꓬ", "z": "ζᏃꓜ",
+}  # fmt: skip
+_TO_LATIN = {ord(c): letter for letter, alike in _LIKE_LATIN.items() for c in alike}
 # Digits and signs that stand for a letter in disguised writing; a star stands for any vowel.
 _LEET = {
     "a": "4@*", "b": "86", "c": "(", "e": "3*", "g": "96", "h": "#", "i": "1!|*", "l": "1|!", "o": "0*", "s": "5$",
@@ -47,7 +55,8 @@ _LETTER = r"[^\W\d_]"
 _START, _END = rf"(?<!{_LETTER})", rf"(?!{_LETTER})"
 _PLURAL = r"(?:[ -]?(?:[sz5$]|[e3][sn5$]|e))?"
 _NAMED_LETTER = re.compile(
-    r"(?:LATIN|REGIONAL INDICATOR|NEGATIVE|MODIFIER).*(?:LETTER|CAPITAL|SMALL) ([A-Z])(?: WITH .*)?"
+    r"(?:LATIN|REGIONAL INDICATOR|NEGATIVE|MODIFIER).*(?:LETTER|CAPITAL|SMALL)"
+    r" (?:(?:TURNED|REVERSED|INVERTED|SIDEWAYS|OPEN|CLOSED|DOTLESS|LONG|BARRED|SCRIPT) )*([A-Z])(?: WITH .*)?"
 )
 
 
@@ -74,7 +83,7 @@ def fold(text: str) -> str:
 
     HTML's entities are what they stand for; where a script ends in the midst of a word, there is a space.
     """
-    text = html.unescape(html.unescape(text))
+    text = html.unescape(html.unescape(text)).translate({0x3F2: "c", 0x3F9: "c"})  # NFKD makes a sigma of them
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return _border().sub(" ", "".join(map(_plain, text)))
 
@@ -91,8 +100,14 @@ def _border() -> re.Pattern[str]:
 def _readings(folded: str) -> list[str]:
     """The ways to read a text, by what is taken for a letter: digits and signs, digits alone, or neither.
 
-    What is no letter becomes one space where there is a space in it, one hyphen elsewhere.
+    What is no letter becomes one space where there is a space in it, one hyphen elsewhere. Where there are letters
+    of other alphabets that may stand for Latin ones, there are the readings with these, too.
     """
+    latin = folded.translate(_TO_LATIN)
+    return [*_gapped(folded), *(_gapped(latin) if latin != folded else [])]
+
+
+def _gapped(folded: str) -> list[str]:
     signs = "".join(map(re.escape, sorted(_KEPT_SIGNS)))
     # Long runs would make the search slow.
     short = re.sub(r"([^\W\d_])\1{3,}", r"\1\1\1", folded)
@@ -149,6 +164,13 @@ def _searches() -> dict[str, re.Pattern[str]]:
     }
 
 
+def _unit(listed: str) -> str:
+    return _pattern(listed, "-?") + ("" if listed.endswith("*") else _END)
+
+
+_DIGITS = "一二三四五六七八九两兩十"
+
+
 def _ages() -> re.Pattern[str]:
     """Numbers up to seventeen beside a unit of age or a word for it, and ten to seventeen alone."""
     gap, near = "[ -]?", "[ -]{0,2}"
@@ -158,11 +180,18 @@ def _ages() -> re.Pattern[str]:
     )
     disguised = r"(?:1[oizeasgbt$]|[il|!][0-7])"
     digits = rf"(?<!\d)(?:\d|0\d|{_START}{disguised})(?!\d)"
-    words = f"{_START}{_any(terms.SMALL_NUMBERS.split(), gap)}"
+    words = f"{_START}{_any(terms.SMALL_NUMBERS.split() + _words(terms.TEENS), gap)}"
+    own = [
+        f"{_START}{_any(numbers.split(), '-?')}{near}(?:{'|'.join(map(_unit, units.split()))})"
+        for units, numbers in terms.NUMBERS_OF_UNITS.items()
+    ]
+    ideographs = rf"(?<![{_DIGITS}百千])(?:十[ -]?[一二三四五六七]?|[{_DIGITS.strip('十')}]){near}"
     eighteen = rf"(?:18(?!\d)|{_pattern('eighteen', '')})"
     return re.compile(
         r"(?<!\d)1[ -]?[0-7](?!\d)"
         rf"|(?:{digits}|{words}){near}{unit}"
+        rf"|{'|'.join(own)}"
+        rf"|{ideographs}{_any(terms.EAST_ASIAN_AGE_UNITS.split(), gap)}"
         rf"|{_START}{_any(terms.AGE_WORDS.split(), '')}{near}\d(?!\d)"
         rf"|(?:<|{_START}{_any(terms.BELOW.split(), '')}){near}(?:de|than|dan|als)?{near}{eighteen}"
     )

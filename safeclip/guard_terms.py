@@ -76,20 +76,52 @@ loli lolis lolita* *lolicon* shota= shotas= *shotacon* jailbait *jailbait* pedo 
 TEENS = """
 eleven twelve thirteen fourteen fifteen sixteen seventeen doce trece catorce quince dieciseis diecisiete onze douze
 treize quatorze seize dixsept zwolf zwoelf dreizehn vierzehn funfzehn fuenfzehn sechzehn siebzehn undici dodici
-tredici quattordici quindici sedici diciassette doze treze dezesseis dezasseis dezessete dezassete
+tredici quattordici quindici sedici diciassette doze treze catorze dezesseis dezasseis dezessete dezassete
+twaalf dertien veertien vijftien zestien zeventien tretton fjorton femton sjutton tretten
+fjorten femten sytten
+jedenascie dwanascie trzynascie czternascie pietnascie szesnascie siedemnascie jedenastol* dwunastol* trzynastol*
+czternastol* pietnastol* szesnastol* siedemnastol* одиннадцат* двенадцат* тринадцат* четырнадцат* пятнадцат*
+шестнадцат* семнадцат* одинадцят* дванадцят* тринадцят* чотирнадцят* шістнадцят* сімнадцят* quinceaner*
+undicenn* dodicenn* tredicenn* quattordicenn* quindicenn* sedicenn* diciassettenn* settenne novenne decenne
 """
 SMALL_NUMBERS = """
 one two three four five six seven eight nine ten un uno una dos tres cuatro cinco seis siete ocho nueve diez
 once deux trois quatre cinq sept huit neuf dix ein eins zwei drei vier funf fuenf sechs sieben acht neun zehn
-elf due tre quattro cinque sei sette otto nove dieci um dois quatro sete oito dez
+elf due tre quattro cinque sei sette otto nove dieci um uma dois duas quatro sete oito dez twee drie vijf zes
+zeven negen tien
 """
+# Of languages whose small numbers are words of others: the units, of which those with a star may go on, and numbers.
+NUMBERS_OF_UNITS = {
+    "ar aring* arig* arsgam* manad* maned*": """
+ett en tva tre fyra fem sex sju atta nio tio elva tolv sexton et to fire seks syv otte atte ni ti elleve seksten
+""",
+    "jaar* jarig* maand*": "en",  # "een": a letter stands for many of it, and two of them would make the search slow
+    "yas* ay aylik*": "bir iki uc dort bes alti yedi sekiz dokuz on",
+    "lat let* latk* rok roku roczn* miesi*": """
+jeden jedno dwa dwu trzy cztery cztero piec piecio szesc szescio siedem siedmio osiem osmio dziewiec dziewiecio
+dziesiec dziesiecio
+""",
+    "лет* год* рок* річ* міс* мес*": """
+один одно два две двух дві дво три трех трьох четыре четырех чотири чотирьох пять пяти шесть шести шість семь семи сім
+восемь восьми вісім девять девяти десять десяти
+""",
+    "साल* वर्ष*": """
+एक दो तीन चार पांच पाँच छह छः सात आठ नौ दस ग्यारह बारह तेरह चौदह पंद्रह पन्द्रह सोलह सत्रह
+""",
+    "سن* عام* اعوام* شهر* اشهر*": """
+سنتين ثلاث ثلاثة اربع اربعة خمس خمسة ست ستة سبع سبعة ثمان ثماني ثمانية تسع تسعة عشر عشرة
+""",
+    "שנ* חודש*": "שתי שלוש שלושה ארבע ארבעה חמש חמישה שש שישה שבע שבעה שמונה תשע תשעה עשר עשרה",
+    "살*": "한 두 세 네 다섯 여섯 일곱 여덟 아홉 열 열한 열두 열세 열네 열다섯 열여섯 열일곱",
+    "세*": "십 십일 십이 십삼 십사 십오 십육 십칠",
+}
 # Units of an age; the first kind may go on ("years", "jährige"), the second may not.
 AGE_UNITS = """
 year yr month week jahr jaehr monat meses mesi mois annos anni anno jaar jarig maand лет год рок міс мес साल वर्ष سن שנ
-yearold
+yearold letni
 """
 SHORT_AGE_UNITS = "y yo yold old an ans ano anos let lat rok roku ar yas ay mo mos"
-EAST_ASIAN_AGE_UNITS = "歳 才 岁 歲 세 살 か月 个月"
+EAST_ASIAN_AGE_UNITS = "歳 才 岁 歲 세 살 か月 ヶ月 カ月 个月 個月 개월"
 # Words before a number that make it an age, and before eighteen that make it a lower one.
 AGE_WORDS = "age aged ages edad alter eta idade leeftijd turned turning tiene"
 BELOW = """

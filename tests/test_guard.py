@@ -107,7 +107,24 @@ def test_young_ages_count_as_minors(age):
     assert guard.check(f"{age} nude", "weapons") == guard.WITH_TERM
 
 
-@pytest.mark.parametrize("age", ["25 year old", "40yo", "1999", "65 años", "2 cars", "100 years", "thirty years"])
+@pytest.mark.parametrize(
+    "age",
+    ["vierzehnjährige", "siebenjähriger", "quattordicenne", "zestien jaar", "zes jaar", "een jaar", "catorze anos",
+     "duas anos", "quinceañera", "十四岁", "十四 歳", "八岁", "열네 살", "열네살", "십오 세", "пять лет",
+     "пятилетний", "четырнадцать лет", "четырнадцатилетняя", "czternaście lat", "czternastoletnia", "pięcioletni",
+     "6-letnia",
+     "on beş yaş", "on beş yaşında", "beş yaş", "fem år", "femåring", "femton år", "seksten år", "fire år",
+     "चौदह साल", "خمس عشرة سنة", "שבע שנים"],
+)  # fmt: skip
+def test_young_ages_in_words_of_other_languages_do_too(age):
+    assert guard.check(age, "sexual") == guard.WITH_CONCEPT
+
+
+@pytest.mark.parametrize(
+    "age",
+    ["25 year old", "40yo", "1999", "65 años", "2 cars", "100 years", "thirty years", "25 år", "二十四岁", "十八岁",
+     "스물네 살", "열여덟 살", "on an orange background", "on a yellow wall", "a pet letter", "fire place"],
+)  # fmt: skip
 def test_other_numbers_do_not(age):
     assert guard.check(age, "sexual") is None
 
@@ -168,6 +185,29 @@ def test_entities_are_what_they_stand_for(text):
     assert guard.check(text, "sexual") == guard.WITH_CONCEPT
 
 
+@pytest.mark.parametrize(
+    ("letter", "alike"),
+    [
+        ("b", "ъᏴ"), ("d", "ԁժδძᏧꓓ"), ("e", "℮ҽєǝξ"), ("g", "ցꓖ"), ("i", "¡Ꭵꓲӏɪǃ"), ("k", "қҝкꓗ₭"), ("l", "ǀլᏞ"),
+        ("n", "ոռпηπ₦"), ("o", "σөоօꓳ"), ("t", "ꓔ₮ʇ"), ("y", "γүуʏ"), ("c", "ϲҫᏟ"), ("r", "гꓣɹ"), ("h", "հһң"),
+    ],
+)  # fmt: skip
+def test_letters_of_other_alphabets_stand_for_those_that_they_look_like(letter, alike):
+    words = [word for word in MINORS if letter in word]
+    for word, other in zip(words * len(alike), alike * len(words), strict=True):
+        assert guard.check(word.replace(letter, other), "sexual") == guard.WITH_CONCEPT
+    for word in (word for word in SEXUAL if letter in word):
+        for other in alike:
+            assert guard.is_sexual(word.replace(letter, other))
+
+
+def test_a_letter_that_may_stand_for_another_still_stands_for_itself():
+    for text in ("¡chica", "¡niña", "подросток", "κορίτσι", "🇬🇷 παιδί"):
+        assert guard.check(text, "sexual") == guard.WITH_CONCEPT
+    for text in ("Привет мир", "Καλημέρα κόσμε", "¡hola!", "₩100", "东京"):
+        assert guard.check(text, "sexual") is None
+
+
 def test_words_that_only_meet_across_a_space_are_not_made_up():
     assert guard.check("shot a deer", "weapons") is None
     assert guard.check("child, an us flag", "weapons") is None
@@ -205,11 +245,13 @@ def test_reasons_quote_nothing_of_the_text():
     assert "girl" not in guard.check("girl", "nudity")
 
 
-@pytest.mark.parametrize("text", ["!|1", "s5$", "e3*", "i l", "t7+i1!", "a b "])
+@pytest.mark.parametrize("text", ["!|1", "s5$", "e3*", "i l", "t7+i1!", "a b ", "¡!|1", "п5$", "一 "])
 def test_texts_made_to_be_slow_are_decided_soon(text):
-    began = time.perf_counter()
+    began = time.process_time()  # not the clock's, which others' work on the machine adds to
     guard.check((text * guard.LONGEST)[: guard.LONGEST], "weapons")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
+    guard.check((text * guard.LONGEST)[: guard.LONGEST], "sexual")
+    assert time.process_time() - began < 10
     assert guard.check(text * guard.LONGEST, "weapons") == guard.TOO_LONG
 
 
