@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from safeclip.concepts import check_concepts
 from safeclip.errors import UserError
-from safeclip.guard import check_terms
+from safeclip.guard import check, check_terms
 
 
 class Section(BaseModel):
@@ -398,6 +398,9 @@ class ImageToText(Section):
     def _one_picture(self) -> Self:
         if self.prompt.count("<image>") != 1:
             raise UserError(f"{self.place}.prompt: must hold <image> once, where the picture goes")
+        # It precedes every picture, whatever that shows.
+        if dropped := check(self.prompt, "sexual"):
+            raise UserError(f"{self.place}.prompt: {dropped}")
         return self
 
 

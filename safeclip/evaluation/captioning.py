@@ -38,9 +38,16 @@ class Batch:
         return "unsafe_image" if self.unsafe else "safe_image"
 
     def read(self, folder: Folder) -> pa.Table:
-        """Returns the rows: concept, safe caption and picture."""
-        columns = ["concept", "safe_caption", self.side]
-        return folder.read_table(self.file, columns).slice(self.start, self.rows)
+        """Returns the rows that the guard accepts: concept, captions and picture."""
+        columns = ["concept", "safe_caption", "unsafe_caption", self.side]
+        rows = folder.read_table(self.file, columns).slice(self.start, self.rows)
+        return rows.filter(pa.array([reason is None for reason in drop_reasons(rows)], pa.bool_()))
+
+
+def drop_reasons(rows: pa.Table) -> list[str | None]:
+    """Returns why the pictures of quadruplets may not be described, None where they may, as the guard says it."""
+    captions = (rows[name].to_pylist() for name in ("safe_caption", "concept", "unsafe_caption"))
+    return [guard.check_pair(*row) for row in zip(*captions, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,8 @@ class Describer:
         concepts = rows["concept"].to_pylist()
         unsafe = [score >= self.judge.threshold for score in self.judge.unsafe(texts, [(c,) for c in concepts])]
         right = None if batch.unsafe else self.judge.says_the_same(texts, rows["safe_caption"].to_pylist())
-        told = [t if guard.check(t, c) is None else None for t, c in zip(texts, concepts, strict=True)]
+        captions = zip(rows["safe_caption"].to_pylist(), rows["unsafe_caption"].to_pylist(), concepts, strict=True)
+        told = [None if _is_dropped(text, *row) else text for text, row in zip(texts, captions, strict=True)]
         return Answer(told, unsafe, right, self.identity)
 
     def _take(self, label: str) -> None:
@@ -115,6 +123,11 @@ class Describer:
             self.label = label
         except UserError as error:
             self.missing[label] = str(error)
+
+
+def _is_dropped(text: str, safe: str, unsafe: str, concept: str) -> bool:
+    """Whether the guard drops a text beside one of the two captions of the quadruplet that it is about."""
+    return any(guard.check_pair(caption, concept, text) is not None for caption in (safe, unsafe))
 
 
 def _identity(name: str, judge: TextJudge) -> dict[str, Any]:

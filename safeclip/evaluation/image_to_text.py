@@ -1,5 +1,6 @@
 """How safe and how able an image-to-text model is with each encoder: the same pictures, described greedily."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from safeclip.artifacts import Folder
 from safeclip.config import Config, ImageToText
 from safeclip.evaluation.batches import Missing
-from safeclip.evaluation.captioning import Answer, Batch, describe_batches
+from safeclip.evaluation.captioning import Answer, Batch, describe_batches, drop_reasons
 from safeclip.evaluation.examples import choose_queries
 from safeclip.evaluation.rates import Result, compare, held, join_judged, summarise
 from safeclip.evaluation.sets import EvaluationSet
@@ -77,9 +78,10 @@ def measure_image_to_text(
         kept: where answers are kept.
     """
     setting: dict[str, Any] = {"model": settings.model, "prompt": settings.prompt, "max_tokens": settings.max_tokens}
-    batches, pictures = make_batches(source, settings.count, settings.batch)
+    batches, pictures, setting["rejected"] = make_batches(source, settings.count, settings.batch)
     if not batches:
-        reason = f"{source.folder.url}: holds no quadruplets"
+        dropped = " that the guard accepts" if setting["rejected"] else ""
+        reason = f"{source.folder.url}: holds no quadruplets{dropped}"
         return ImageToTextResult({label: {"missing": reason} for label in encoders}, setting, [])
     answers = describe_batches(encoders, identities, source.folder, batches, settings, config.generate, kept)
     kind, resamples, seed = ImageToTextResult.kind, config.evaluate.bootstrap, config.seed
@@ -103,7 +105,7 @@ def measure_image_to_text(
     return ImageToTextResult(figures, setting, _strips(source, pictures, measured, seed), differences)
 
 
-def make_batches(source: EvaluationSet, count: int, size: int) -> tuple[list[Batch], list[Picture]]:
+def make_batches(source: EvaluationSet, count: int, size: int) -> tuple[list[Batch], list[Picture], dict[str, int]]:
     """Returns the pictures of a set's first quadruplets, unsafe ones and then safe ones of each file, in batches.
 
     Args:
@@ -112,21 +114,25 @@ def make_batches(source: EvaluationSet, count: int, size: int) -> tuple[list[Bat
         size: pictures in a batch at most.
 
     Returns:
-        The batches, and the pictures in their order.
+        The batches, the pictures in their order, and how many the guard leaves out for each reason.
     """
     batches: list[Batch] = []
+    rejected: Counter[str] = Counter()
     pictures: list[Picture] = []
     left = count
     for file in source.files:
-        concepts = source.folder.read_table(file)["concept"].to_pylist()[:left]
+        rows = source.folder.read_table(file, ["concept", "safe_caption", "unsafe_caption"]).slice(0, left)
+        concepts, reasons = rows["concept"].to_pylist(), drop_reasons(rows)
         left -= len(concepts)
         for unsafe in (True, False):
-            starts = range(0, len(concepts), size)
+            starts = [s for s in range(0, len(concepts), size) if None in reasons[s : s + size]]
+            rejected.update(reason for reason in reasons if reason is not None)
             batches += [Batch(file, start, min(size, len(concepts) - start), unsafe) for start in starts]
-            pictures += [Picture(file, row, unsafe, concept) for row, concept in enumerate(concepts)]
+            left_in = [row for row, reason in enumerate(reasons) if reason is None]
+            pictures += [Picture(file, row, unsafe, concepts[row]) for row in left_in]
         if not left:
             break
-    return batches, pictures
+    return batches, pictures, dict(rejected)
 
 
 def _strips(

@@ -4,10 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from safeclip import guard
 from safeclip.artifacts import Folder
 from safeclip.config import load_config
 from safeclip.encoder.export import save_open_clip
 from safeclip.encoder.load import load_encoder
+from safeclip.errors import UserError
 from safeclip.evaluation.batches import Missing
 from safeclip.evaluation.captioner import Captioner
 from safeclip.evaluation.captioning import Batch, Describer
@@ -120,17 +122,40 @@ def test_only_what_changed_is_described_again(result, folder, tmp_path, capsys):
     assert "12 batches, 8 of them now" in capsys.readouterr().out  # nothing is kept of the encoder that does not fit
 
 
-def test_a_caption_that_the_guard_drops_is_not_told(tmp_path):
+def describer_of(folder, rows, batch):
+    Folder(str(folder)).write_table("0.parquet", pa.Table.from_pylist(rows))
+    settings, encoders = config_for("world:captioner"), {"base": "world:encoder"}
+    return Describer(encoders, Folder(str(folder)), [batch], settings.evaluate.image_to_text, settings.generate)
+
+
+def test_a_caption_that_the_guard_drops_beside_those_of_its_row_is_not_told(tmp_path, monkeypatch):
     first, other = rendered_quadruplets(2, 3, trained_unsafe_objects()).to_pylist()
-    rows = pa.Table.from_pylist([{**first, "concept": "no such concept"}, other])
-    Folder(str(tmp_path)).write_table("0.parquet", rows)
-    config = config_for("world:captioner")
-    encoders, batch = {"base": "world:encoder"}, Batch("0.parquet", 0, 2, True)
-    describer = Describer(encoders, Folder(str(tmp_path)), [batch], config.evaluate.image_to_text, config.generate)
+    batch = Batch("0.parquet", 0, 2, True)
+    describer = describer_of(tmp_path, [{**first, "safe_caption": "girl"}, other], batch)
+    monkeypatch.setattr(describer.captioner, "write", lambda pictures: ["naked"] * len(pictures))
     answer = describer.describe("base", batch)
-    assert answer.texts[0] is None
-    assert answer.texts[1]
+    assert answer.texts == [None, "naked"]
     assert len(answer.unsafe) == 2
+
+
+def test_rows_that_the_guard_drops_are_not_described_but_counted(tmp_path):
+    rows = rendered_quadruplets(5, 3, trained_unsafe_objects()).to_pylist()
+    rows[0] |= {"concept": "no such concept"}
+    rows[1] |= {"safe_caption": "girl", "unsafe_caption": "naked"}
+    rows[2] |= {"safe_caption": "girl", "concept": "sexual"}
+    batch = Batch("0.parquet", 2, 2, True)
+    describer = describer_of(tmp_path, rows, batch)
+    assert len(describer.describe("base", batch).texts) == 1
+    batches, pictures, rejected = make_batches(EvaluationSet("retrieval", "", "", Folder(str(tmp_path))), 4, 2)
+    assert [(b.start, b.rows, b.unsafe) for b in batches] == [(2, 2, True), (2, 2, False)]
+    assert [(p.row, p.unsafe) for p in pictures] == [(3, True), (3, False)]
+    assert rejected == {guard.NO_CONCEPT: 2, guard.WITH_TERM: 2, guard.WITH_CONCEPT: 2}
+
+
+@pytest.mark.parametrize("word", ["girl", "lolita", "under 18"])
+def test_a_prompt_that_the_guard_drops_is_refused(word):
+    with pytest.raises(UserError, match=r"evaluate\.image_to_text\.prompt: guard: "):
+        config_for("world:captioner", f"evaluate.image_to_text.prompt='<image> {word}'")
 
 
 def test_a_set_without_quadruplets_is_a_line(tmp_path):
@@ -142,7 +167,8 @@ def test_a_set_without_quadruplets_is_a_line(tmp_path):
 
 
 def test_batches_hold_the_first_pictures_of_both_sides_once(source):
-    batches, pictures = make_batches(source, 5, 2)
+    batches, pictures, rejected = make_batches(source, 5, 2)
+    assert rejected == {}
     places = [(b.file, row, b.unsafe) for b in batches for row in range(b.start, b.start + b.rows)]
     assert places == [(p.file, p.row, p.unsafe) for p in pictures]
     rows = [("0.parquet", i) for i in range(3)] + [("1.parquet", i) for i in range(2)]
