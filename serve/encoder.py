@@ -4,14 +4,17 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
+from open_clip import SimpleTokenizer
 from ray import serve
 
 from safeclip.artifacts import Folder
 from safeclip.config import Serve
 from safeclip.encoder.load import load_from
-from safeclip.encoder.model import decode_image
+from safeclip.encoder.model import ENCODE_BATCH, decode_image, encode_tokens
 from safeclip.generation.images import FORMATS
 from serve.schemas import MAX_IMAGE_PIXELS
+from serve.tokenizer import QuickTokenizer
 
 
 class BatchedEncoder:
@@ -20,15 +23,21 @@ class BatchedEncoder:
     def __init__(self, run: Folder, settings: Serve):
         """Loads the encoder."""
         self.encoder = load_from(run / "encoder" / "open_clip", "cuda" if settings.gpus else "cpu")
+        if isinstance(self.encoder.tokenizer, SimpleTokenizer):
+            self.encoder.tokenizer = QuickTokenizer(self.encoder.tokenizer)
+        # Apart from pictures, which take longer; one thread, since transformers' tokenizers refuse a second.
+        self.tokenizing = ThreadPoolExecutor(1)
+        self.probe = self.encoder.tokenizer(["a picture"])
         # A decoded picture may take 160 MB, so no more of them than CPUs are in memory at once.
         self.decoders = ThreadPoolExecutor(max(1, int(settings.cpus)))
-        for method in (self._embed_texts, self._embed_pixels):
+        for method in (self._embed_tokens, self._embed_pixels):
             method.set_max_batch_size(settings.max_batch)
             method.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
 
     async def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Returns embeddings (n, d) of a request's texts."""
-        return await self._embed_texts(texts)
+        tokens = await asyncio.get_running_loop().run_in_executor(self.tokenizing, self.encoder.tokenizer, texts)
+        return await self._embed_tokens(tokens)
 
     async def embed_images(self, images: list[bytes]) -> np.ndarray:
         """Returns embeddings (n, d) of a request's encoded pictures.
@@ -41,7 +50,7 @@ class BatchedEncoder:
 
     def check(self) -> None:
         """Raises RuntimeError when the encoder no longer gives embeddings of unit length."""
-        norm = float(np.linalg.norm(self.encoder.encode_texts(["a picture"])))
+        norm = float(np.linalg.norm(self._encode_tokens(self.probe)))
         if not abs(norm - 1) < 1e-3:
             raise RuntimeError(f"the encoder gives embeddings of length {norm}")
 
@@ -49,10 +58,15 @@ class BatchedEncoder:
         decoded = (decode_image(data, f"picture {i}", FORMATS, MAX_IMAGE_PIXELS) for i, data in enumerate(images, 1))
         return np.stack([self.encoder.resize_image(image) for image in decoded])
 
+    @torch.no_grad()
+    def _encode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
+        model, device = self.encoder.model, self.encoder.device
+        parts = [encode_tokens(model, part.to(device)).float().cpu().numpy() for part in tokens.split(ENCODE_BATCH)]
+        return np.concatenate(parts)
+
     @serve.batch
-    async def _embed_texts(self, requests: list[list[str]]) -> list[np.ndarray]:
-        texts = [text for request in requests for text in request]
-        return _split(await asyncio.to_thread(self.encoder.encode_texts, texts), requests)
+    async def _embed_tokens(self, requests: list[torch.Tensor]) -> list[np.ndarray]:
+        return _split(await asyncio.to_thread(self._encode_tokens, torch.cat(requests)), requests)
 
     @serve.batch
     async def _embed_pixels(self, requests: list[np.ndarray]) -> list[np.ndarray]:

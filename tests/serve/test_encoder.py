@@ -31,6 +31,12 @@ class Probe:
         growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         return [len(embeddings) for embeddings in found], self.passed, growth
 
+    async def keep(self, texts: list[str]) -> int:
+        """Returns how many words the tokenizer kept of texts that it embedded."""
+        before = len(self.encoder.encoder.tokenizer.cache)
+        await self.encoder.embed_texts(texts)
+        return len(self.encoder.encoder.tokenizer.cache) - before
+
 
 @pytest.fixture(scope="module")
 def probe(endpoint, storage):
@@ -61,3 +67,7 @@ def test_large_pictures_are_in_memory_one_at_a_time(probe):
     lengths, _, growth = probe.ask.remote(*[[large]] * 9).result()
     assert lengths == [1] * 9
     assert growth < 100
+
+
+def test_no_word_of_a_text_is_kept(probe):
+    assert probe.keep.remote(["a dog next to a car", "two unmistakable trees"]).result() == 0
