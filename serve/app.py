@@ -23,6 +23,7 @@ from serve.schemas import (
     MAX_BODY_BYTES,
     MAX_IMAGE_BYTES,
     MAX_ITEMS,
+    MAX_TEXTS_BYTES,
     Embeddings,
     Health,
     Images,
@@ -36,6 +37,7 @@ DESCRIPTION = """Embeddings of texts and pictures from a CLIP that no longer lin
 How close an embedding lies to an unsafe concept, or any other safety score made from it, is **no detector of illegal
 material** and must not be used as one. Inputs are neither logged nor kept."""
 
+TEXTS = "/v1/embeddings/text"
 api = FastAPI(title="Safe-CLIP", version="1", description=DESCRIPTION)
 REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 413, 422)}
 IMAGES_BODY = {
@@ -56,19 +58,23 @@ IMAGES_BODY = {
 
 
 class LimitBody:
-    """Refuses bodies of more bytes than `limit`, by their announced or their real size."""
+    """Refuses bodies of more bytes than `limit`, by their announced or their real size.
 
-    def __init__(self, app: ASGIApp, limit: int):
-        self.app, self.limit = app, limit
+    `limits` holds other limits, by how the path ends.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, limits: dict[str, int]):
+        self.app, self.limit, self.limits = app, limit, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, and raises while its body is read where that is too long."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = {"detail": f"the body is too large; send at most {self.limit // 2**20} MiB, in several requests"}
+        limit = next((value for end, value in self.limits.items() if scope["path"].endswith(end)), self.limit)
+        refusal = {"detail": f"the body is too large; send at most {limit // 2**20} MiB, in several requests"}
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self.limit:
+        if announced.isdigit() and int(announced) > limit:
             await JSONResponse(refusal, 413)(scope, receive, send)
             return
         read = 0
@@ -77,14 +83,14 @@ class LimitBody:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self.limit:
+            if read > limit:
                 raise HTTPException(413, refusal["detail"])
             return message
 
         await self.app(scope, count, send)
 
 
-api.add_middleware(LimitBody, limit=MAX_BODY_BYTES)
+api.add_middleware(LimitBody, limit=MAX_BODY_BYTES, limits={TEXTS: MAX_TEXTS_BYTES})
 
 
 @api.exception_handler(RequestValidationError)
@@ -162,7 +168,7 @@ class SafeEncoder:
             key=self.key,
         )
 
-    @api.post("/v1/embeddings/text", response_model=Embeddings, responses=REFUSALS)
+    @api.post(TEXTS, response_model=Embeddings, responses=REFUSALS)
     async def texts(self, body: Texts) -> Embeddings:
         """Embeddings of texts."""
         embeddings = await self.encoder.embed_texts(body.texts)

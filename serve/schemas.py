@@ -2,15 +2,17 @@
 
 import base64
 import binascii
+from itertools import islice
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 MAX_ITEMS = 64  # texts or pictures a request
 MAX_TEXT = 2000  # characters
 MAX_IMAGE_BYTES = 8 * 2**20
 MAX_IMAGE_PIXELS = 40_000_000
 MAX_BODY_BYTES = 32 * 2**20
+MAX_TEXTS_BYTES = 2 * 2**20  # of a body of texts: the JSON of a character takes at most 12 bytes
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=r"\S")]
 
@@ -19,6 +21,15 @@ class Strict(BaseModel):
     """A body that refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bound(cls, body: object) -> object:
+        if not isinstance(body, dict):
+            return body
+        # Each unknown key costs an error, and the answer names three.
+        unknown = islice((key for key in body if key not in cls.model_fields), 3)
+        return {key: body[key] for key in (*cls.model_fields, *unknown) if key in body}
 
 
 class Texts(Strict):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from PIL import Image
 
 from safeclip.encoder.load import load_encoder
 from serve.app import build_app
-from serve.schemas import MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_ITEMS, MAX_TEXT
+from serve.schemas import MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_ITEMS, MAX_TEXT, MAX_TEXTS_BYTES
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a dog next to a car", "a pizza", "a house on a green background, seen from far", "two trees", "a cup"]
@@ -175,15 +176,25 @@ def test_too_large_is_413(endpoint):
     assert response.status_code == 413
     assert "picture 1 is too large; send at most 8 MiB each" in response.json()["detail"]
 
-    def chunks():
-        for _ in range(MAX_BODY_BYTES // 2**20 + 1):
+    def chunks(limit):
+        for _ in range(limit // 2**20 + 1):
             yield b" " * 2**20
 
     headers = {"content-type": "application/json"}
-    for body in (b" " * (MAX_BODY_BYTES + 1), chunks()):
-        response = httpx.post(f"{endpoint}/v1/embeddings/text", content=body, headers=headers, timeout=60)
-        assert response.status_code == 413
-        assert "send at most 32 MiB" in response.json()["detail"]
+    for kind, limit in (("image", MAX_BODY_BYTES), ("text", MAX_TEXTS_BYTES)):
+        for body in (b" " * (limit + 1), chunks(limit)):
+            response = httpx.post(f"{endpoint}/v1/embeddings/{kind}", content=body, headers=headers, timeout=60)
+            assert response.status_code == 413
+            assert f"send at most {limit // 2**20} MiB" in response.json()["detail"]
+
+
+def test_the_longest_texts_fit(endpoint):
+    body = json.dumps({"texts": ["\U0001f600" * MAX_TEXT] * MAX_ITEMS}).encode()  # each in twelve bytes of ASCII
+    assert len(body) < MAX_TEXTS_BYTES
+    response = httpx.post(
+        f"{endpoint}/v1/embeddings/text", content=body, headers={"content-type": "application/json"}, timeout=60
+    )
+    assert len(embeddings_of(response)) == MAX_ITEMS
 
 
 @pytest.mark.parametrize(
