@@ -6,6 +6,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors import SafetensorError
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from safeclip.encoder.export import TRANSPOSED, huggingface_name
@@ -38,7 +39,7 @@ def load_huggingface(folder: Path, device: str) -> Encoder:
             folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
         )
         processor = CLIPImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if missing := sorted(loading["missing_keys"]):  # which are random numbers now
         raise UserError(f"{name} cannot be loaded: {len(missing)} of its weights are missing, such as {missing[0]}")

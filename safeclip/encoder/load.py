@@ -7,6 +7,7 @@ from pathlib import Path
 import open_clip
 from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.transformer import to_2tuple
+from safetensors import SafetensorError
 
 from safeclip.artifacts import Folder
 from safeclip.encoder.huggingface import load_huggingface
@@ -39,7 +40,7 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
         # open_clip hands the config's own tokenizer_kwargs to transformers, and they may ask for the folder's code.
         of_hugging_face = bool(model_cfg["text_cfg"].get("hf_tokenizer_name"))
         tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if of_hugging_face else {}))
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"encoder {source!r} cannot be loaded: {reason}") from error
     if quick_gelu:

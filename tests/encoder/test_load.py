@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from safeclip.artifacts import Folder
-from safeclip.encoder.export import save_open_clip
+from safeclip.encoder.export import export_encoder, save_open_clip
 from safeclip.encoder.load import load_encoder, load_from
 from safeclip.errors import UserError
 from safeclip.world import WEIGHTS
@@ -71,6 +71,15 @@ def test_an_encoder_with_a_resnet_loads_as_open_clip_loads_it(tmp_path):
 def test_what_is_no_encoder_is_named(source, said):
     with pytest.raises(UserError, match=said):
         load_encoder(source)
+
+
+def test_a_file_of_weights_that_is_cut_off_is_told_in_a_line(tmp_path):
+    export_encoder(load_encoder("world:encoder"), tmp_path)
+    for name in ("open_clip/open_clip_model.safetensors", "huggingface/model.safetensors"):
+        file = tmp_path / name
+        file.write_bytes(file.read_bytes()[:100_000])
+        with pytest.raises(UserError, match=r"cannot be loaded: Error while deserializing header"):
+            load_encoder(str(file.parent))
 
 
 def test_an_encoder_may_lie_on_any_file_system():
