@@ -194,7 +194,7 @@ def clip_processor(encoder: Encoder) -> CLIPProcessor:
         size={"height": height, "width": width} if squash else {"shortest_edge": min(height, width)},
         do_center_crop=not squash,
         crop_size={"height": height, "width": width},
-        resample={"bicubic": 3, "bilinear": 2, "nearest": 0}[config["interpolation"]],
+        resample=2 if config["interpolation"] == "bilinear" else 3,  # as open_clip reads it
         image_mean=list(config["mean"]),
         image_std=list(config["std"]),
     )

@@ -13,7 +13,7 @@ from safeclip.encoder.export import TRANSPOSED, huggingface_name
 from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
 
-_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # open_clip knows no others
 
 
 def load_huggingface(folder: Path, device: str) -> Encoder:
@@ -44,7 +44,7 @@ def load_huggingface(folder: Path, device: str) -> Encoder:
     if missing := sorted(loading["missing_keys"]):  # which are random numbers now
         raise UserError(f"{name} cannot be loaded: {len(missing)} of its weights are missing, such as {missing[0]}")
     model_cfg = _model_config(source.config, name)
-    preprocess_cfg = _preprocess_config(processor, source.config.vision_config.image_size)
+    preprocess_cfg = _preprocess_config(processor, source.config.vision_config.image_size, name)
     model = open_clip.CLIP(**model_cfg)
     model.load_state_dict(_open_clip_state(model, source.state_dict()))
     return Encoder(
@@ -88,13 +88,15 @@ def _tower_config(tower: Any) -> dict[str, Any]:
     return {"width": tower.hidden_size, "layers": tower.num_hidden_layers, "mlp_ratio": ratio}
 
 
-def _preprocess_config(processor: CLIPImageProcessor, image_size: int) -> dict[str, Any]:
+def _preprocess_config(processor: CLIPImageProcessor, image_size: int, name: str) -> dict[str, Any]:
+    if (resample := processor.resample) not in _INTERPOLATIONS:
+        raise UserError(f"{name}: its pictures are resized with resample {resample}, not bilinear (2) or bicubic (3)")
     return {
         "size": [image_size, image_size],
         "mode": "RGB",
         "mean": list(processor.image_mean),
         "std": list(processor.image_std),
-        "interpolation": _INTERPOLATIONS.get(int(processor.resample), "bicubic"),
+        "interpolation": _INTERPOLATIONS[resample],
         "resize_mode": "shortest" if processor.do_center_crop else "squash",
         "fill_color": 0,
     }

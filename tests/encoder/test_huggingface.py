@@ -91,3 +91,14 @@ def test_pickled_weights_are_refused(exported, tmp_path):
     weights.unlink()
     with pytest.raises(UserError, match=r"no file named model\.safetensors"):
         load_encoder(str(tmp_path / "pickled"))
+
+
+@pytest.mark.parametrize("resample", [0, 1])  # nearest, Lanczos
+def test_a_resampling_that_open_clip_does_not_know_is_refused(exported, tmp_path, resample):
+    shutil.copytree(exported, tmp_path / "other")
+    file = tmp_path / "other" / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"]["resample"] = resample
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=f"resized with resample {resample}, not bilinear"):
+        load_encoder(str(tmp_path / "other"))
