@@ -4,6 +4,7 @@ import open_clip
 import pytest
 import torch
 from peft import PeftModel
+from timm.models.eva import Eva
 from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
@@ -165,6 +166,38 @@ def test_batch_norms_keep_the_base_encoders_statistics():
         together, alone = (student.get_base_model().encode_image(part) for part in (pixels, pixels[:1]))
     assert torch.allclose(together[:1], alone, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in student.named_buffers())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the second has peft's own layers
+def test_the_adapters_of_evas_attention_get_the_gradient_that_its_whole_weight_says(dropout):
+    vision = {"image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "timm_proj": None}
+    model = open_clip.CustomTextCLIP(64, vision, TEXT)
+    torch.manual_seed(0)
+    size = {"img_size": 64, "patch_size": 32, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 64}
+    model.visual.trunk = Eva(**size, global_pool="token")
+    for name, parameter in model.visual.named_parameters():
+        if name.endswith((".q_bias", ".v_bias")):
+            nn.init.normal_(parameter)
+    student = make_student(model.eval(), Lora(alpha=16.0, dropout=dropout)).eval()
+    clip, pixels, weight = student.get_base_model(), torch.randn(4, 3, 64, 64), torch.randn(4, 64)
+    assert torch.allclose(
+        clip.encode_image(pixels, normalize=True), model.encode_image(pixels, normalize=True), atol=1e-5
+    )
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    whole = merge_student(student).requires_grad_()
+    embedded, expected = clip.encode_image(pixels, normalize=True), whole.encode_image(pixels, normalize=True)
+    assert torch.allclose(embedded, expected, atol=1e-4)
+    assert (expected - model.encode_image(pixels, normalize=True)).abs().max() > 0.01
+    (embedded * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for name in ("visual.trunk.blocks.0.attn.qkv", "visual.trunk.blocks.1.attn.qkv", "visual.trunk.blocks.0.mlp.fc1"):
+        layer, gradient = clip.get_submodule(name), whole.get_submodule(name).weight.grad
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        scale = layer.scaling["default"]
+        assert torch.allclose(a.grad, scale * b.T @ gradient, rtol=1e-3, atol=1e-4 * float(a.grad.abs().max()))
+        assert torch.allclose(b.grad, scale * gradient @ a.T, rtol=1e-3, atol=1e-4 * float(b.grad.abs().max()))
 
 
 @pytest.fixture(scope="module")
