@@ -6,7 +6,10 @@ is a function of seed, epoch and step alone; workers share it in equal slices, s
 how many workers there are.
 """
 
+import contextlib
+import fcntl
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +23,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from safeclip.artifacts import Folder
+from safeclip.artifacts import Folder, hash_of
 from safeclip.encoder.model import Encoder, decode_image
 from safeclip.encoder.pixels import PixelStore
 from safeclip.encoder.teacher import Unit, sides_of, usable
@@ -178,14 +181,15 @@ def share_rows(
 ) -> dict[str, Rows]:
     """Returns rows that the workers of a machine share; the first of them writes what all map.
 
-    All workers of the process group call it together. The files are gone when it returns, and what they hold lives as
-    long as a worker has them open: unsafe pictures stay nowhere but in the run.
+    All workers of the process group call it together. The files are gone when it returns or fails, and what they hold
+    lives as long as a worker has them open: unsafe pictures stay nowhere but in the run. Those of a worker that was
+    killed meanwhile go when the machine's next training begins.
 
     Args:
         folders: where the rows of each of the units' splits lie.
         teacher: where the teacher's embeddings lie.
         units: whose rows are wanted, under the name they are returned by.
-        key: of the training, no other's.
+        key: of the training, no other's with these embeddings.
         encoder: as `Rows` has it.
         local_rank: of this worker, among those of the machine.
         workers: how many there are in the process group.
@@ -193,30 +197,60 @@ def share_rows(
     Raises:
         UserError: the embeddings are of other rows.
     """
-    tables = {name: _cache_path(f"{key}-{name}.arrow") for name in units}
+    place, machine = _cache_folder(), hash_of(socket.gethostname())
+    training = hash_of(key, teacher.url, _node())
+    tables = {name: place / f"{machine}-{training}-{name}.arrow" for name in units}
     pixels = {name: path.with_suffix(".pixels") for name, path in tables.items()}
-    if local_rank == 0:
+    is_first = local_rank == 0
+    with _removed(place, machine, [*tables.values(), *pixels.values()]) if is_first else contextlib.nullcontext():
+        if is_first:
+            for name, path in tables.items():
+                _write_rows(folders, teacher, units[name], path)
+        if workers > 1:
+            dist.barrier()
+        rows = {}
         for name, path in tables.items():
-            _write_rows(folders, teacher, units[name], path)
-            pixels[name].unlink(missing_ok=True)  # of a training that was killed
-    if workers > 1:
-        dist.barrier()
-    rows = {}
-    for name, path in tables.items():
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        rows[name] = Rows(table, encoder, PixelStore(pixels[name], encoder.picture_shape))
-    if workers > 1:
-        dist.barrier()
-    if local_rank == 0:
-        for path in (*tables.values(), *pixels.values()):
-            path.unlink()
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            rows[name] = Rows(table, encoder, PixelStore(pixels[name], encoder.picture_shape))
+        if workers > 1:
+            dist.barrier()
     return rows
 
 
-def _cache_path(name: str) -> Path:
+def _cache_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"safeclip-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / name
+    return folder
+
+
+def _node() -> str:
+    """Returns what tells this node of the cluster from others, which may be on the same machine; "" without Ray."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+
+
+@contextlib.contextmanager
+def _removed(folder: Path, machine: str, paths: list[Path]) -> Iterator[None]:
+    """Removes files of a training before and after; before, those too that killed trainings of the machine left.
+
+    A lock, which goes with the process however that ends, is shared by all trainings whose files are there.
+    """
+    with open(folder / f"{machine}.lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left = list(folder.glob(f"{machine}-*"))
+        except OSError:  # another's files are there, or the file system has no locks
+            left = paths
+        for path in left:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
 
 
 def _write_rows(folders: dict[str, Folder], teacher: Folder, units: list[Unit], path: Path) -> None:
@@ -226,22 +260,18 @@ def _write_rows(folders: dict[str, Folder], teacher: Folder, units: list[Unit], 
         UserError: the embeddings are of other rows.
     """
     writer = None
-    try:
-        with pa.OSFile(str(path), "wb") as sink:
-            for unit in units:
-                rows = usable(folders[unit.split].read_table(unit.source))
-                refs = teacher.read_table(unit.target)
-                if not rows["id"].equals(refs["id"]):
-                    raise UserError(f"{teacher.url}/{unit.target}: not of these rows; remove {teacher.url}")
-                for column in refs.column_names[1:]:
-                    rows = rows.append_column(column, refs[column])
-                writer = writer or pa.ipc.new_file(sink, rows.schema)
-                writer.write_table(rows)
-            if writer:
-                writer.close()
-    except BaseException:
-        path.unlink()
-        raise
+    with pa.OSFile(str(path), "wb") as sink:
+        for unit in units:
+            rows = usable(folders[unit.split].read_table(unit.source))
+            refs = teacher.read_table(unit.target)
+            if not rows["id"].equals(refs["id"]):
+                raise UserError(f"{teacher.url}/{unit.target}: not of these rows; remove {teacher.url}")
+            for column in refs.column_names[1:]:
+                rows = rows.append_column(column, refs[column])
+            writer = writer or pa.ipc.new_file(sink, rows.schema)
+            writer.write_table(rows)
+        if writer:
+            writer.close()
 
 
 def prefetch(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Iterator[Result]:
