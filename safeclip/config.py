@@ -76,8 +76,8 @@ class Toxify(Section):
     adapter: str | None = None
     """LoRA adapter of the model: `world:toxifier`, `run` for the one that this run trains, or a folder."""
     examples: str | None = None
-    """`world:examples` or a JSONL file of `safe`, `unsafe` and `asked`, shown to the LLM before each caption where
-    it has no adapter; an adapter is trained to do without."""
+    """`world:examples` or a JSONL file (path or URL) of `safe`, `unsafe` and `asked`, shown to the LLM before each
+    caption where it has no adapter; an adapter is trained to do without."""
     terms: dict[str, list[str]] = {}
     """For a concept, terms of which each candidate is asked for one; without any, the concept itself is asked for."""
     candidates: int = Field(4, ge=1)
@@ -252,7 +252,8 @@ class ToxifierTraining(Section):
     """Training of the LLM that rewrites captions, `generate.toxify.model`: supervised, then by preferences."""
 
     pairs: str = "world"
-    """`world`, or a JSONL file with `safe`, `unsafe` and `concept` in each line, and `asked` where it is a term."""
+    """`world`, or a JSONL file (path or URL) with `safe`, `unsafe` and `concept` in each line, and `asked` where it is
+    a term."""
     count: int = Field(100, ge=8)
     """How many pairs the world's grammar makes; the paper's number."""
     validation: float = Field(0.2, gt=0, lt=0.5)

@@ -35,9 +35,10 @@ def load_huggingface(folder: Path, device: str) -> Encoder:
     if kind != "clip":
         raise UserError(f"{name}: the folder holds neither open_clip_config.json nor a Hugging Face CLIPModel")
     try:
-        source, loading = CLIPModel.from_pretrained(
+        loaded: Any = CLIPModel.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
         )
+        source, loading = loaded
         processor = CLIPImageProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error

@@ -125,10 +125,11 @@ def make_student(clip: nn.Module, lora: Lora | None, seed: int = 0) -> nn.Module
                 parameter.requires_grad_(False)
         return student
     split_attention(student)
-    for module in student.modules():
-        if hasattr(module, "qkv_bias_separate"):
+    attention: Any
+    for attention in student.modules():
+        if hasattr(attention, "qkv_bias_separate"):
             # Else attention of EVA's kind multiplies by the weight of its projection, past the adapter around it.
-            module.qkv_bias_separate = True
+            attention.qkv_bias_separate = True
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -81,6 +81,26 @@ def read_pictures(settings: Source, references: list[Reference | None]) -> list[
     return [_picture(settings, cells.get(r["row"], r) if r and "row" in r else r) for r in references]
 
 
+def read_lines(place: str, source: str) -> list[str]:
+    """Returns the lines of a text file, wherever it lies; U+2028 and its like end none.
+
+    Args:
+        place: of the setting that names the file, for the message.
+        source: path or fsspec URL.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or is no text in UTF-8.
+    """
+    try:
+        with fsspec.open(source, "rb") as file:
+            lines = file.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: {source}: is no UTF-8 text") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{place}: {source}: {getattr(error, 'strerror', None) or error}") from error
+    return lines if lines[-1] else lines[:-1]
+
+
 def _kind(source: str) -> str:
     return "." + source.rsplit(".", 1)[-1].lower()
 

@@ -13,6 +13,7 @@ from safeclip.config import Config, Toxify
 from safeclip.errors import UserError
 from safeclip.generation.judges import TextJudge, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request, adapter_folder, adapter_hash
+from safeclip.generation.sources import read_lines
 from safeclip.generation.units import run_generation_stage
 from safeclip.records import UNSAFE_CAPTION, row_seed
 
@@ -35,11 +36,9 @@ def read_examples(source: str | None, acknowledge_explicit: bool) -> list[dict[s
     """
     if source is None:
         return []
-    path = _WORLD_EXAMPLES if source == "world:examples" else Path(source)
-    if not path.is_file():
-        raise UserError(f"generate.toxify.examples: there is no file {source}")
+    file = str(_WORLD_EXAMPLES) if source == "world:examples" else source
     examples = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_lines("generate.toxify.examples", file), 1):
         try:
             example = {key: str(json.loads(line)[key]) for key in ("safe", "unsafe", "asked")}
         except (ValueError, KeyError, TypeError) as error:

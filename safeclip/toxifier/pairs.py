@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from safeclip import guard
 from safeclip.concepts import CONCEPTS, check_concepts
 from safeclip.config import Config
 from safeclip.errors import UserError
+from safeclip.generation.sources import read_lines
 from safeclip.records import row_share
 
 FEWEST = 8  # usable pairs
@@ -66,7 +66,7 @@ def read_pairs(config: Config) -> Pairs:
         UserError: the file is missing or no text, or fewer than eight pairs are usable; the message names bad lines.
     """
     settings = config.toxifier
-    rows = world_pairs(config) if settings.pairs == "world" else _lines(settings.pairs)
+    rows = world_pairs(config) if settings.pairs == "world" else read_lines("toxifier.pairs", settings.pairs)
     pairs: dict[str, Pair] = {}
     bad = []
     for line, row in enumerate(rows, 1):
@@ -110,15 +110,6 @@ def told(bad: list[BadPair]) -> str:
 
 def _key(pair: Pair) -> str:
     return f"{pair.safe}\0{pair.unsafe}"
-
-
-def _lines(source: str) -> list[str]:
-    try:
-        return Path(source).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"toxifier.pairs: {source}: {getattr(error, 'strerror', None) or 'is no UTF-8 text'}"
-        ) from error
 
 
 def _pair(row: Any, acknowledge_explicit: bool) -> Pair | str:

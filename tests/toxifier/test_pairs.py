@@ -1,5 +1,6 @@
 import json
 
+import fsspec
 import pytest
 
 from safeclip.config import load_config
@@ -112,6 +113,16 @@ def test_fewer_than_eight_usable_pairs_end_with_the_bad_lines(tmp_path):
     config = _file(tmp_path, [*GOOD[:7], "{", {**GOOD[8], "concept": "mischief"}])
     with pytest.raises(UserError, match=r"7 usable pairs.*line 8: broken JSON; line 9: concept is unknown"):
         read_pairs(config)
+
+
+def test_a_file_may_lie_anywhere_and_only_line_feeds_end_lines():
+    rows = [{**GOOD[0], "safe": f"{GOOD[0]['safe']}\u2028more"}, *GOOD[1:]]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    with fsspec.open("memory://pairs/own.jsonl", "wb") as file:
+        file.write(text.encode("utf-8-sig"))
+    pairs = read_pairs(config_for("toxifier.pairs=memory://pairs/own.jsonl"))
+    assert pairs.bad == []
+    assert len(pairs.train) + len(pairs.validation) == len(GOOD)
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_named(tmp_path):
