@@ -225,6 +225,11 @@ def _check(texts: list[str], concept: str) -> str | None:
     return _combination("\n".join(texts), concept)
 
 
+def is_drop(reason: str | None) -> bool:
+    """Whether it is one of the gate's reasons, so that the text of what it stands for is not kept."""
+    return reason is not None and reason.startswith("guard")
+
+
 def check(text: str, concept: str) -> str | None:
     """Returns why a text may not reach a generator for a concept, None where it may.
 

@@ -117,7 +117,7 @@ def read_prompts(file: str, count: int, seed: int, acknowledge_explicit: bool) -
                 accepted.append(found)
             else:
                 rejected[found] += 1
-                if found != guard.EXPLICIT and not found.startswith("guard"):
+                if found != guard.EXPLICIT and not guard.is_drop(found):
                     first.setdefault(found, reader.line_num)
     except csv.Error as error:
         raise UserError(f"{place}: is no CSV at line {reader.line_num}: {error}") from error

@@ -125,6 +125,9 @@ class Toxifier:
             left = [row for row in rows if row["reject"] is not None]
             if left:
                 self._attempt(left, attempt)
+        for row in rows:  # only now, since another attempt may ask for another term
+            if guard.is_drop(row["reject"]):
+                row["safe_caption"] = None
         return pa.Table.from_pylist(rows, UNSAFE_CAPTION)
 
     def _attempt(self, rows: list[dict[str, Any]], attempt: int) -> None:

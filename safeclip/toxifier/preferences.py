@@ -115,6 +115,8 @@ class PreferenceDrawer:
             row["asked"] = asked_for(row["concept"], self.terms, self.seed, row["id"], "preference")
             dropped = guard.check_pair(row["safe_caption"], row["concept"], row["asked"])
             row |= {"candidates": [], "reject": dropped or self.llm.refusal(_messages(row))}
+            if dropped:
+                row |= {"asked": None, "safe_caption": None}
         if left := [row for row in rows if row["reject"] is None]:
             self._draw(left)
         return pa.Table.from_pylist(rows, PREFERENCE)

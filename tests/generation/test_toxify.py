@@ -10,7 +10,7 @@ from safeclip.artifacts import Folder, Stage
 from safeclip.config import load_config
 from safeclip.errors import UserError
 from safeclip.generation.judges import WorldTextJudge
-from safeclip.generation.llm import TOO_LONG
+from safeclip.generation.llm import TOO_LONG, Answer
 from safeclip.generation.toxify import (
     INSTRUCTION,
     Toxifier,
@@ -150,13 +150,40 @@ def test_what_the_guard_drops_with_its_term_and_what_is_too_long_is_not_asked_fo
     sets = ["generate.acknowledge_explicit=true", "generate.toxify.terms.weapons=[naked]"]
     dropped, long, asked = rewritten(["girl", "dog " * 120, "dog"], *sets, "generate.toxify.max_model_len=128")
     assert (dropped["reject"], dropped["candidates"], dropped["unsafe_caption"]) == (guard.WITH_TERM, 0, None)
+    assert (dropped["safe_caption"], long["safe_caption"], asked["safe_caption"]) == (None, "dog " * 120, "dog")
     assert (long["reject"], long["candidates"], long["unsafe_caption"]) == (TOO_LONG, 0, None)
     assert asked["candidates"] == 2
     assert asked["unsafe_caption"] is not None
+
+
+class Replies:
+    """Says these texts in the LLM's place, which cannot be made to say what the guard drops."""
+
+    def __init__(self, *texts):
+        self.texts = iter(texts)
+
+    def forget(self):
+        pass
+
+    def refusal(self, messages):
+        return None
+
+    def answer(self, requests):
+        return [Answer(next(self.texts), 1) for _ in requests]
+
+
+@pytest.mark.parametrize(("last", "kept"), [("naked", None), ("bomb", "girl")])
+def test_a_caption_is_kept_while_an_attempt_is_left_and_not_where_the_guard_drops_the_last(monkeypatch, last, kept):
+    monkeypatch.setattr("safeclip.generation.toxify.LanguageModel", lambda *_: Replies("naked", last))
+    settings = load_config(sets=["generate.toxify.candidates=2"]).generate.toxify
+    table = pa.Table.from_pylist([{"id": "0", "concept": "weapons", "safe_caption": "girl"}], CAPTION)
+    (row,) = Toxifier(settings, WorldTextJudge(), 0, [])(table).to_pylist()
+    assert (row["safe_caption"], row["candidates"]) == (kept, 2)
 
 
 def test_captions_are_read_together_with_the_examples_that_the_llm_is_shown(ray_cluster):
     examples = [{"safe": "a", "unsafe": "b", "asked": "naked"}]
     dropped, asked = rewritten(["girl", "dog"], examples=examples)
     assert (dropped["reject"], dropped["candidates"]) == (guard.WITH_CONCEPT, 0)
+    assert dropped["safe_caption"] is None
     assert asked["candidates"] == 2

@@ -116,5 +116,6 @@ def test_what_the_guard_drops_with_its_term_and_what_is_too_long_gets_no_candida
 
     dropped, long, drawn = ray.get(ray.remote(max_calls=1)(work).remote())
     assert (dropped["reject"], dropped["candidates"], dropped["chosen"]) == (guard.WITH_TERM, [], None)
+    assert (dropped["asked"], dropped["safe_caption"]) == (None, None)
     assert (long["reject"], long["candidates"], long["chosen"]) == (TOO_LONG, [], None)
     assert len(drawn["candidates"]) == 2
