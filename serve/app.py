@@ -137,12 +137,31 @@ async def read_images(request: Request) -> list[bytes]:
     return images
 
 
+def load_bound(run: Folder, config: Config, key: str) -> BatchedEncoder:
+    """Loads a run's encoder, which must still be the one that the endpoint was started with.
+
+    Raises:
+        UserError: the run was trained again since, or is being trained.
+    """
+    _check_key(run, key)
+    encoder = BatchedEncoder(run, config.serve)
+    _check_key(run, key)  # its files may have changed while they were read
+    return encoder
+
+
+def _check_key(run: Folder, key: str) -> None:
+    manifest = read_manifest(run / "encoder")
+    if manifest is None or manifest["key"] != key:
+        found = f"its encoder is now {manifest['key']}" if manifest else "its encoder is being trained"
+        raise UserError(f"{run.url} was trained again since the endpoint served {key}: {found}; restart the endpoint")
+
+
 @serve.ingress(api)
 class SafeEncoder:
     """The HTTP face of one replica."""
 
     def __init__(self, run: Folder, config: Config, key: str):
-        self.encoder = BatchedEncoder(run, config.serve)
+        self.encoder = load_bound(run, config, key)
         self.config, self.key = config, key
 
     def check_health(self) -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from safeclip.artifacts import Folder
+from safeclip.config import load_config
 from safeclip.encoder.load import load_encoder
-from serve.app import build_app
+from safeclip.errors import UserError
+from serve.app import build_app, load_bound
+from serve.encoder import BatchedEncoder
 from serve.schemas import MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_ITEMS, MAX_TEXT, MAX_TEXTS_BYTES
 
 ROOT = Path(__file__).parents[2]
@@ -240,6 +245,32 @@ def test_inputs_are_not_logged(endpoint):
 def test_build_app_names_a_wrong_argument(storage, arguments, said):
     with pytest.raises(click.ClickException, match=said):
         build_app({"storage": str(storage), **arguments})
+
+
+@pytest.mark.parametrize("during", [False, True])
+@pytest.mark.parametrize("manifest", [{"key": "another"}, None])
+def test_a_replica_takes_no_encoder_that_was_trained_since(storage, tmp_path, monkeypatch, manifest, during):
+    folder, config = shutil.copytree(storage / "demo", tmp_path / "demo"), load_config(ROOT / "ray_config.yaml")
+    run, file = Folder(str(folder)), folder / "encoder" / "manifest.json"
+    load_bound(run, config, "0123456789abcdef")
+
+    def train() -> None:
+        file.unlink()
+        if manifest:
+            file.write_text(json.dumps(manifest))
+
+    class Slow(BatchedEncoder):
+        def __init__(self, *given):
+            super().__init__(*given)
+            train()
+
+    if during:
+        monkeypatch.setattr("serve.app.BatchedEncoder", Slow)
+    else:
+        train()
+    said = "its encoder is now another" if manifest else "its encoder is being trained"
+    with pytest.raises(UserError, match=f"demo was trained again since .*: {said}; restart the endpoint"):
+        load_bound(run, config, "0123456789abcdef")
 
 
 def test_serve_run_refuses_an_unknown_run_in_one_line(storage):
