@@ -252,8 +252,8 @@ class ToxifierTraining(Section):
     """Training of the LLM that rewrites captions, `generate.toxify.model`: supervised, then by preferences."""
 
     pairs: str = "world"
-    """`world`, or a JSONL file (path or URL) with `safe`, `unsafe` and `concept` in each line, and `asked` where it is
-    a term."""
+    """`world`, or a JSONL file (path or URL) with `safe`, `unsafe` and `concept` in each line, and `asked` where that
+    is a term."""
     count: int = Field(100, ge=8)
     """How many pairs the world's grammar makes; the paper's number."""
     validation: float = Field(0.2, gt=0, lt=0.5)

@@ -53,7 +53,7 @@ def test_broken_example_is_named_with_its_line(tmp_path, line):
     file.write_text(json.dumps({"safe": "a", "unsafe": "b", "asked": "c"}) + "\n" + line + "\n")
     with pytest.raises(UserError, match="line 2"):
         read_examples(str(file), False)
-    with pytest.raises(UserError, match=r"no file .*missing"):
+    with pytest.raises(UserError, match=r"missing.*: No such file"):
         read_examples(str(tmp_path / "missing.jsonl"), False)
 
 
