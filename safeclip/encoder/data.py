@@ -224,10 +224,10 @@ def _cache_folder() -> Path:
 
 
 def _node() -> str:
-    """Returns what tells this node of the cluster from others, which may be on the same machine; "" without Ray."""
-    import ray
+    """Returns the address by which Ray Train tells which workers are on one machine; "" without Ray."""
+    import ray.util
 
-    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+    return ray.util.get_node_ip_address() if ray.is_initialized() else ""
 
 
 @contextlib.contextmanager
