@@ -308,7 +308,8 @@ class Train(Section):
 
     base: str
     """The encoder to make safe: `world:encoder`, a folder (open_clip's, or of Hugging Face's CLIPModel),
-    `hf-hub:<name>`, `<architecture>/<pretrained>` or `<architecture>/<file of weights>`."""
+    `hf-hub:<name>`, `<architecture>/<pretrained>` or `<architecture>/<file of weights>`. Weights are read from
+    `.safetensors` alone, of every model."""
     objective: str = "safe-clip"
     """Name of the objective, or `package.module:Class` for one of your own; `negation` trains nothing."""
     negation_share: float = Field(0.01, gt=0, lt=1)

@@ -78,10 +78,6 @@ def identify(encoders: dict[str, Source]) -> dict[str, str]:
     """
     # Labels are checked without the time that torch takes to import.
     from safeclip.encoder.load import load_from
-    from safeclip.encoder.publish import weights_hash
+    from safeclip.encoder.publish import encoder_hash
 
-    found = {}
-    for label, source in encoders.items():
-        encoder = load_from(source)
-        found[label] = hash_of(weights_hash(encoder.model), encoder.config)
-    return found
+    return {label: encoder_hash(load_from(source)) for label, source in encoders.items()}
