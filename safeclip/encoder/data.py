@@ -198,7 +198,7 @@ def share_rows(
         UserError: the embeddings are of other rows.
     """
     place, machine = _cache_folder(), hash_of(socket.gethostname())
-    training = hash_of(key, teacher.url, _node())
+    training = hash_of(key, teacher.url)
     tables = {name: place / f"{machine}-{training}-{name}.arrow" for name in units}
     pixels = {name: path.with_suffix(".pixels") for name, path in tables.items()}
     is_first = local_rank == 0
@@ -221,13 +221,6 @@ def _cache_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"safeclip-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
-
-
-def _node() -> str:
-    """Returns the address by which Ray Train tells which workers are on one machine; "" without Ray."""
-    import ray.util
-
-    return ray.util.get_node_ip_address() if ray.is_initialized() else ""
 
 
 @contextlib.contextmanager

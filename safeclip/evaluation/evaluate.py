@@ -111,8 +111,8 @@ def _earlier_stages(run: Folder, comparison: Comparison) -> dict[str, Any]:
     for name, job in needed.items():
         if manifests[name] is None:
             raise UserError(f"{run.url}: {name} is not complete; run jobs.{job} first")
-    trained_on, there = (manifests[stage] or {} for stage in ("encoder", "quadruplets"))
-    if comparison.own and trained_on["quadruplets"] != there["content_hash"]:
+    trained, there = (manifests.get(stage) or {} for stage in ("encoder", "quadruplets"))
+    if comparison.own and trained["quadruplets"] != there["content_hash"]:
         # It may have seen what are test quadruplets now.
         raise UserError(f"{run.url}: the encoder was trained on other quadruplets; run jobs.train_encoder first")
     return manifests
