@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     for word in ("repeats", "queries", "items", "width"):
         if getattr(options, word) < 1:
             words.error(f"--{word} {getattr(options, word)}: must be at least 1")
+    if options.replace:
+        words.error("--replace: a benchmark makes nothing of a run, and trains again by itself where settings differ")
     config = config_of(options)
     if options.benchmark == "train":
         measured = _train(options)

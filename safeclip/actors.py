@@ -6,8 +6,7 @@ from typing import Any
 from safeclip.config import Resources
 
 MOST_DEATHS = 10
-"""How often an actor, or the work on a row, may end with its process before the stage does, where Ray would go on for
-ever; machines that are taken away do not count."""
+"""How often an actor, or the work on a row, may end with its process before the stage does; Ray would never stop."""
 
 
 def map_rows(rows: list[dict[str, Any]], actor: type, arguments: tuple[Any, ...], resources: Resources) -> Any:

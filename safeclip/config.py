@@ -309,7 +309,7 @@ class Train(Section):
     base: str
     """The encoder to make safe: `world:encoder`, a folder (open_clip's, or of Hugging Face's CLIPModel),
     `hf-hub:<name>`, `<architecture>/<pretrained>` or `<architecture>/<file of weights>`. Weights are read from
-    `.safetensors` alone, of every model."""
+    `.safetensors` alone."""
     objective: str = "safe-clip"
     """Name of the objective, or `package.module:Class` for one of your own; `negation` trains nothing."""
     negation_share: float = Field(0.01, gt=0, lt=1)
@@ -350,7 +350,7 @@ class Train(Section):
     """Of the autocast."""
     compile: bool = False
     """Compiles the towers with torch.compile, which takes time at the start. On a CPU steps take longer with it, by a
-    sixth for ViT-B/32."""
+    fifth for ViT-B/32."""
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass, for memory."""
     lora: Lora | None = Lora()

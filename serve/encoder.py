@@ -11,7 +11,7 @@ from ray import serve
 from safeclip.artifacts import Folder
 from safeclip.config import Serve
 from safeclip.encoder.load import load_from
-from safeclip.encoder.model import ENCODE_BATCH, decode_image, encode_tokens
+from safeclip.encoder.model import decode_image
 from safeclip.generation.images import FORMATS
 from serve.schemas import MAX_IMAGE_PIXELS
 from serve.tokenizer import QuickTokenizer
@@ -50,7 +50,7 @@ class BatchedEncoder:
 
     def check(self) -> None:
         """Raises RuntimeError when the encoder no longer gives embeddings of unit length."""
-        norm = float(np.linalg.norm(self._encode_tokens(self.probe)))
+        norm = float(np.linalg.norm(self.encoder.encode_tokens(self.probe)))
         if not abs(norm - 1) < 1e-3:
             raise RuntimeError(f"the encoder gives embeddings of length {norm}")
 
@@ -58,15 +58,9 @@ class BatchedEncoder:
         decoded = (decode_image(data, f"picture {i}", FORMATS, MAX_IMAGE_PIXELS) for i, data in enumerate(images, 1))
         return np.stack([self.encoder.resize_image(image) for image in decoded])
 
-    @torch.no_grad()
-    def _encode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
-        model, device = self.encoder.model, self.encoder.device
-        parts = [encode_tokens(model, part.to(device)).float().cpu().numpy() for part in tokens.split(ENCODE_BATCH)]
-        return np.concatenate(parts)
-
     @serve.batch
     async def _embed_tokens(self, requests: list[torch.Tensor]) -> list[np.ndarray]:
-        return _split(await asyncio.to_thread(self._encode_tokens, torch.cat(requests)), requests)
+        return _split(await asyncio.to_thread(self.encoder.encode_tokens, torch.cat(requests)), requests)
 
     @serve.batch
     async def _embed_pixels(self, requests: list[np.ndarray]) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 
 import pytest
 import ray.exceptions
@@ -7,6 +8,7 @@ import ray.exceptions
 from safeclip import actors
 from safeclip.actors import map_rows
 from safeclip.config import Resources
+from tests.processes import wait_until
 
 
 class Adds:
@@ -28,6 +30,34 @@ def test_each_row_is_worked_on_once_by_as_many_actors_as_asked_for(ray_cluster, 
     found = map_rows(rows, Adds, (10, str(tmp_path)), Resources(actors=1, cpus=1)).take_all()
     assert sorted(row["sum"] for row in found) == [10, 11, 12, 14, 15, 16]
     assert len({row["process"] for row in found}) == 1
+
+
+class Late:
+    """Is ready at once in the process that makes one first, and in another while that one works."""
+
+    def __init__(self, marks):
+        self.marks = marks
+        try:
+            os.mkdir(f"{marks}/first")
+        except FileExistsError:
+            wait_until(lambda: os.path.exists(f"{marks}/working"))
+            os.mkdir(f"{marks}/late")
+
+    def __call__(self, row):
+        os.makedirs(f"{self.marks}/working", exist_ok=True)
+        wait_until(lambda: os.path.exists(f"{self.marks}/late"))
+        time.sleep(2)
+        return {"process": os.getpid()}
+
+
+def test_an_actor_that_is_ready_late_finds_a_row_left(ray_cluster, tmp_path, monkeypatch):
+    from ray.data import DataContext
+
+    # By the usual size of blocks there would be room for one task in the object store.
+    monkeypatch.setattr(DataContext.get_current(), "target_max_block_size", 2**20)
+    rows = [{"number": number} for number in range(2)]
+    found = map_rows(rows, Late, (str(tmp_path),), Resources(actors=2)).take_all()
+    assert len({row["process"] for row in found}) == 2
 
 
 def test_a_row_that_kills_whoever_works_on_it_ends_the_work(ray_cluster, tmp_path, monkeypatch):

@@ -129,14 +129,17 @@ class Encoder:
         mean, std = (torch.tensor(config[k], device=pixels.device).view(1, 3, 1, 1) for k in ("mean", "std"))
         return (pixels.float() / 255 - mean) / std
 
-    @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Returns text embeddings (n, d), float32 of unit length."""
-        parts = []
-        for start in range(0, len(texts), ENCODE_BATCH):
-            tokens = self.tokenizer(list(texts[start : start + ENCODE_BATCH])).to(self.device)
-            parts.append(encode_tokens(self.model, tokens).float().cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
+        if not len(texts):
+            return np.zeros((0, self.width), np.float32)
+        return self.encode_tokens(self.tokenizer(list(texts)))
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
+        """Returns embeddings (n, d) of texts as tokens (n, L), at least one, float32 of unit length."""
+        parts = (encode_tokens(self.model, part.to(self.device)) for part in tokens.split(ENCODE_BATCH))
+        return np.concatenate([part.float().cpu().numpy() for part in parts])
 
     @torch.no_grad()
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:

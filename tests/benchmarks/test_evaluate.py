@@ -44,3 +44,8 @@ def test_the_benchmark_of_ranking_keeps_the_layout(tmp_path, capsys):
 def test_no_size_is_nothing(benchmark, word, capsys):
     assert run_main(main, [benchmark, f"--{word}", "0"]) == 2
     assert capsys.readouterr().err.endswith(f"error: --{word} 0: must be at least 1\n")
+
+
+def test_a_benchmark_replaces_nothing(tmp_path, capsys):
+    assert run_main(main, ["objectives", "--replace", "--set", f"storage={tmp_path}"]) == 2
+    assert "error: --replace: a benchmark makes nothing of a run" in capsys.readouterr().err

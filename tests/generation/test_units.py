@@ -1,7 +1,6 @@
 import os
 import shutil
 import signal
-import time
 from functools import partial
 
 import pyarrow as pa
@@ -10,7 +9,6 @@ import pytest
 from safeclip.artifacts import Folder, Stage
 from safeclip.config import Resources
 from safeclip.generation.units import plan_units, remove_others, run_units, summary_of, unit_statistics, write_unit
-from tests.processes import wait_until
 
 ROWS = pa.schema([("id", pa.string()), ("number", pa.int64()), ("reject", pa.string())])
 
@@ -37,24 +35,6 @@ class Square:
             row["number"] **= 2
             row["reject"] = "too large" if row["number"] > self.limit else None
         return _table(rows)
-
-
-class Late(Square):
-    """Is ready at once in the process that makes one first, and in another while that one works."""
-
-    def __init__(self, limit, marks):
-        super().__init__(limit, marks=marks)
-        try:
-            os.mkdir(f"{marks}/first")
-        except FileExistsError:
-            wait_until(lambda: os.path.exists(f"{marks}/working"))
-            os.mkdir(f"{marks}/late")
-
-    def __call__(self, table):
-        os.makedirs(f"{self.marks}/working", exist_ok=True)
-        wait_until(lambda: os.path.exists(f"{self.marks}/late"))
-        time.sleep(2)
-        return super().__call__(table)
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +72,6 @@ def test_every_accepted_row_is_worked_on_once_and_counted(undisturbed):
 
 def test_result_does_not_depend_on_the_number_of_actors(undisturbed, source, tmp_path):
     assert _run(tmp_path, source, actors=1) == undisturbed[1]
-
-
-def test_an_actor_that_is_ready_late_finds_a_unit_left(ray_cluster, tmp_path, source, monkeypatch):
-    from ray.data import DataContext
-
-    # By the usual size of blocks there would be room for one task in the object store.
-    monkeypatch.setattr(DataContext.get_current(), "target_max_block_size", 2**20)
-    marks, folder = tmp_path / "marks", Folder(str(tmp_path / "out"))
-    marks.mkdir()
-    folder.make()
-    units = plan_units({"units": source[1]["units"][:2]}, 50)
-    run_units(Stage(folder, "key"), units, partial(Late, 50, str(marks)), source[0], Resources(actors=2))
-    workers = [(marks / f"{unit}-0").read_text() for unit in range(2)]
-    assert workers[0] != workers[1]
 
 
 def test_work_goes_on_where_it_was_cut_off(undisturbed, source, tmp_path):
