@@ -192,7 +192,6 @@ def leave_rows(worker: Worker, count: int) -> None:
     """
     every = worker.rows["train"]
     worker.rows["train"] = Rows(every.table.slice(0, count), every.encoder, every.resized)
-    worker.batches = count // worker.train.batch
 
 
 class Reference:
@@ -243,8 +242,8 @@ class Reference:
         none, labels = text[:0], torch.ones(len(text), dtype=torch.bool, device=self.device)
         batch = Embeddings(
             **found, safe_text_ref=text, safe_image_ref=image, unsafe_text_ref=text, unsafe_image_ref=image,
-            kept_text=none, kept_image=none, kept_text_ref=none, kept_image_ref=none, text_unsafe=labels,
-            image_unsafe=labels,
+            preserved_text=none, preserved_image=none, preserved_text_ref=none, preserved_image_ref=none,
+            text_unsafe=labels, image_unsafe=labels,
         )  # fmt: skip
         objective = SafeClip()
         self.optimizer.zero_grad()

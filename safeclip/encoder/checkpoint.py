@@ -22,7 +22,7 @@ class Checkpoint:
     progress: Progress
     trained: State
     """The weights as they are."""
-    kept: dict[int, State]
+    best_weights: dict[int, State]
     """Those of the best epochs, by epoch, `progress.best_epoch` among them."""
     earlier: list[State]
     """Those at the end of the epochs before, which are averaged with the next one's."""
@@ -42,7 +42,7 @@ def _weights_of(epoch: int) -> str:
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes a checkpoint's files into a folder that is there."""
     save_file(checkpoint.trained, folder / "trained.safetensors")
-    for epoch, state in checkpoint.kept.items():
+    for epoch, state in checkpoint.best_weights.items():
         save_file(state, folder / _weights_of(epoch))
     for number, state in enumerate(checkpoint.earlier):
         save_file(state, folder / f"earlier-{number}.safetensors")
@@ -62,7 +62,7 @@ def read_checkpoint(folder: Path, device: str = "cpu") -> Checkpoint:
         folder: where `write_checkpoint` wrote.
         device: where the optimizer's moments are put.
     """
-    kept = {_number(path): load_file(path) for path in folder.glob("epoch-*.safetensors")}
+    best_weights = {_number(path): load_file(path) for path in folder.glob("epoch-*.safetensors")}
     moments: dict[int, State] = {}
     for key, value in load_file(folder / "optimizer.safetensors", device=device).items():
         number, name = key.split(".")
@@ -70,7 +70,7 @@ def read_checkpoint(folder: Path, device: str = "cpu") -> Checkpoint:
     return Checkpoint(
         _read_progress(Folder(str(folder))),
         load_file(folder / "trained.safetensors"),
-        kept,
+        best_weights,
         [load_file(path) for path in sorted(folder.glob("earlier-*.safetensors"), key=_number)],
         moments,
     )

@@ -1,9 +1,7 @@
-"""Rows for training: which of them make which batch, and their tokens and pixels.
+"""Rows for training, and the tokens, pixels and numbers of some of them.
 
 The rows of a split lie in one memory-mapped Arrow file a machine, and their resized pictures in another file, so
-their number is not bound by memory. They are numbered in the order of their ids, whatever files they came in. A batch
-is a function of seed, epoch and step alone; workers share it in equal slices, so the order of rows does not depend on
-how many workers there are.
+their number is not bound by memory. They are numbered in the order of their ids, whatever files they came in.
 """
 
 import contextlib
@@ -11,12 +9,11 @@ import fcntl
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,38 +27,6 @@ from safeclip.encoder.teacher import Unit, sides_of, usable
 from safeclip.errors import UserError
 
 UNSAFE_FROM = 0.5  # a judge's score from which an item is labelled unsafe
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def epoch_batches(rows: int, batch: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the row numbers (steps, batch) of an epoch's batches; the rows left over wait for another epoch."""
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
-    steps = rows // batch
-    return order[: steps * batch].reshape(steps, batch)
-
-
-def share_of(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:
-    """Returns a worker's part of a batch: the parts of all workers, in the order of ranks, are the batch."""
-    return np.split(batch, workers)[rank]
-
-
-def kept_rows(rows: int, count: int, seed: int, step: int) -> np.ndarray:
-    """Returns the row numbers (count,) of the safe pairs that join a step: all of them in turn, shuffled each time.
-
-    Args:
-        rows: how many there are; none gives none.
-        count: how many a step takes.
-        seed: of the order.
-        step: number of the step, over all epochs.
-    """
-    if not rows:
-        return np.zeros(0, np.int64)
-    places = np.arange(step * count, (step + 1) * count)
-    turns = {
-        turn: np.random.default_rng([seed, int(turn), 1]).permutation(rows) for turn in np.unique(places // rows)
-    }
-    return np.array([turns[place // rows][place % rows] for place in places])
 
 
 @dataclass(frozen=True)
@@ -265,14 +230,3 @@ def _write_rows(folders: dict[str, Folder], teacher: Folder, units: list[Unit], 
             writer.write_table(rows)
         if writer:
             writer.close()
-
-
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Iterator[Result]:
-    """Yields `function(item)` in order, computed ahead on threads while the caller is busy."""
-    source = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: list[Future[Result]] = [pool.submit(function, item) for item in islice(source, threads + 1)]
-        while waiting:
-            result = waiting.pop(0).result()
-            waiting += [pool.submit(function, item) for item in islice(source, 1)]
-            yield result

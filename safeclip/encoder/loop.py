@@ -39,22 +39,22 @@ def train_loop(plan: Plan) -> Ended:
             worker.load(Path(folder))
         if rank == 0:
             after = f"epoch {worker.progress.epoch}" + (f" and {n} steps" if (n := worker.progress.step) else "")
-            print(f"encoder: training goes on after {after}, with {worker.workers} workers", flush=True)
+            print(f"encoder: training goes on after {after}, with {worker.group.workers} workers", flush=True)
     while not worker.progress.is_over(worker.train):
         if worker.take_epoch(lambda: _report(worker)) is None:
             if worker.tracker:
                 worker.tracker.flush()
             # An exception would only have Ray try again, to the same end.
-            return Ended(worker.workers, diverged=worker.progress.epoch + 1)
+            return Ended(worker.group.workers, diverged=worker.progress.epoch + 1)
         _report(worker)
-    return Ended(worker.workers)
+    return Ended(worker.group.workers)
 
 
 def _report(worker: Worker) -> None:
     import ray.train
 
     checkpoint = None
-    if worker.rank == 0:
+    if worker.group.rank == 0:
         folder = tempfile.mkdtemp(prefix="safeclip-checkpoint-")
         worker.save(Path(folder))
         checkpoint = ray.train.Checkpoint.from_directory(folder)

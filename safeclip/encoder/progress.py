@@ -34,6 +34,24 @@ class Progress:
     student: str = ""
     """`student_hash` of what is trained."""
 
+    def note_step(self, numbers: dict[str, float]) -> None:
+        """Takes in a step's numbers, as they are in `sums`."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in numbers.items()}
+        self.step += 1
+
+    def end_epoch(self, steps: int) -> dict[str, float]:
+        """Begins the next epoch, and returns the means of the numbers of this one's steps.
+
+        Args:
+            steps: how many an epoch has.
+        """
+        means = {name: value / steps for name, value in self.sums.items()}
+        self.steps += steps
+        self.seconds += self.sums["seconds"]
+        self.waiting += self.sums["waiting"]
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        return means
+
     def note(self, record: dict[str, Any], select: str = "loss") -> bool:
         """Takes in an epoch's record, and returns whether its weights are the best so far.
 
@@ -78,6 +96,22 @@ def best_epochs(history: list[dict[str, Any]], select: str, count: int) -> list[
     else:
         found.sort(key=lambda record: (figure(record, select), record["epoch"]), reverse=True)
     return [record["epoch"] for record in found[:count]]
+
+
+def measures(numbers: dict[str, float], batch: int) -> dict[str, Any]:
+    """Returns a step's, or a mean step's, numbers as records have them.
+
+    Args:
+        numbers: losses by name, `gradient_norm`, `seconds`, and `waiting`, the seconds of these spent on data.
+        batch: quadruplets in a step.
+    """
+    others = ("gradient_norm", "seconds", "waiting")
+    return {
+        "loss": {name: value for name, value in numbers.items() if name not in others},
+        "gradient_norm": numbers["gradient_norm"],
+        "samples_per_second": batch / max(numbers["seconds"], 1e-9),
+        "data_wait": numbers["waiting"] / max(numbers["seconds"], 1e-9),
+    }
 
 
 def told(record: dict[str, Any]) -> str:

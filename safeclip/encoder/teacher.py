@@ -20,7 +20,7 @@ from safeclip.encoder.model import Encoder, decode_image
 from safeclip.errors import UserError
 
 SPLITS = ("train", "validation")  # of the quadruplets; the test split is for the report alone
-KEPT, DRAWN = "preserve", "drawn"  # the safe pairs, as if they were a third split, and those with drawn pictures
+PRESERVED, DRAWN = "preserve", "drawn"  # the safe pairs, as if they were a third split, and those with drawn pictures
 
 
 @dataclass(frozen=True)

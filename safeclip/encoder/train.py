@@ -27,7 +27,7 @@ from safeclip.encoder.publish import (
     trained_student,
     write_exports,
 )
-from safeclip.encoder.teacher import DRAWN, KEPT, SPLITS, embed_teacher
+from safeclip.encoder.teacher import DRAWN, PRESERVED, SPLITS, embed_teacher
 from safeclip.encoder.tracker import check_tracker
 from safeclip.encoder.worker import Plan
 from safeclip.errors import UserError
@@ -143,8 +143,8 @@ def train_encoder(
     base_hash, content_hash = encoder_hash(base), quadruplets["content_hash"]
     folder = (folder or run / "encoder").everywhere()
     shared = (shared or folder).everywhere()
-    preserved = identity(train.preserve) if train.preserve else None
-    stage = Stage(folder, hash_of(config.results()["train"], config.seed, base_hash, content_hash, preserved))
+    pairs = identity(train.preserve) if train.preserve else None
+    stage = Stage(folder, hash_of(config.results()["train"], config.seed, base_hash, content_hash, pairs))
     if manifest := stage.manifest():
         print(f"{stage.name}: complete, skipped")
         return manifest
@@ -162,12 +162,12 @@ def train_encoder(
         return stage.finish(began, content)
     folders = {split: run / "quadruplets" / split for split in SPLITS}
     if train.preserve:
-        folders[KEPT] = shared / KEPT
-        kept = [collect(config, train.preserve, folders[KEPT], row_seed(config.seed, KEPT))]
+        folders[PRESERVED] = shared / PRESERVED
+        preserved = [collect(config, train.preserve, folders[PRESERVED], row_seed(config.seed, PRESERVED))]
         if train.preserve.drawn:
             folders[DRAWN] = shared / DRAWN
-            kept.append(redraw(config, shared, DRAWN, KEPT, train.preserve.drawn))
-        content_hash = hash_of(content_hash, [unit["hash"] for each in kept for unit in each["units"]])
+            preserved.append(redraw(config, shared, DRAWN, PRESERVED, train.preserve.drawn))
+        content_hash = hash_of(content_hash, [unit["hash"] for each in preserved for unit in each["units"]])
     teacher = shared / "teacher"
     units = embed_teacher(train.base, base_hash, folders, content_hash, teacher, train.resources)
     student = student_hash(base_hash, train.lora)
@@ -177,7 +177,7 @@ def train_encoder(
         "objective": train.objective,
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
-        "kept": [
+        "best_epochs": [
             {"epoch": epoch, train.select: figure(progress.history[epoch - 1], train.select)}
             for epoch in best_epochs(progress.history, train.select, train.keep_best)
         ],
@@ -185,7 +185,7 @@ def train_encoder(
         "samples_per_second": round(progress.steps * train.batch / max(progress.seconds, 1e-9), 1),
         "data_wait": round(progress.waiting / max(progress.seconds, 1e-9), 4),
         "workers": workers,
-        "preserved": sum(each["accepted"] for each in kept) if train.preserve else 0,
+        "preserved": sum(each["accepted"] for each in preserved) if train.preserve else 0,
     }
     content["history"] = progress.history
     model = trained_student(base, best, config)
@@ -205,7 +205,12 @@ def _negate(base: Encoder, train: Train, rows: Folder) -> tuple[Encoder, dict[st
     )
     print(f"encoder: {negated} weights negated, by {half} quadruplets; nothing was trained")
     numbers = {"epochs": 0, "best_epoch": 0, "steps": 0, "samples_per_second": 0.0, "workers": 0, "preserved": 0}
-    return dataclasses.replace(base, model=model), {"objective": NEGATION, "negated": negated, "kept": [], **numbers}
+    return dataclasses.replace(base, model=model), {
+        "objective": NEGATION,
+        "negated": negated,
+        "best_epochs": [],
+        **numbers,
+    }
 
 
 def _first_rows(folder: Folder, count: int) -> pa.Table:
@@ -231,6 +236,6 @@ def _fit(plan: Plan, stage: Stage) -> tuple[Progress, dict[str, torch.Tensor], i
         progress, best = read_best(Folder(path))
         if not progress.best_epoch:
             raise UserError(f"train: the {train.select} of no epoch's validation is a finite number; {again}")
-        kept = best_epochs(progress.history, train.select, train.keep_best) if train.keep_best > 1 else []
-        write_best_epochs(Path(path), kept, stage.folder / BEST)
+        epochs = best_epochs(progress.history, train.select, train.keep_best) if train.keep_best > 1 else []
+        write_best_epochs(Path(path), epochs, stage.folder / BEST)
         return progress, best, ended.workers

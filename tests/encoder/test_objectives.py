@@ -61,9 +61,13 @@ def test_the_eight_terms_equal_a_plain_reimplementation(rows, width, seed):
 
 
 def test_safe_pairs_join_the_papers_terms_of_safe_items_and_no_others():
-    embeddings = random_embeddings(6, 16, 0, kept=3)
-    s, v = (torch.cat([getattr(embeddings, f"{p}_{kind}") for p in ("safe", "kept")]) for kind in ("text", "image"))
-    refs = [torch.cat([getattr(embeddings, f"{p}_{k}_ref") for p in ("safe", "kept")]) for k in ("text", "image")]
+    embeddings = random_embeddings(6, 16, 0, preserved=3)
+    s, v = (
+        torch.cat([getattr(embeddings, f"{p}_{kind}") for p in ("safe", "preserved")]) for kind in ("text", "image")
+    )
+    refs = [
+        torch.cat([getattr(embeddings, f"{p}_{k}_ref") for p in ("safe", "preserved")]) for k in ("text", "image")
+    ]
     losses = SafeClip().losses(embeddings)
     alone = SafeClip().losses(random_embeddings(6, 16, 0))
     assert losses["d(S,S_ref)"] == distance(s, refs[0])
@@ -83,8 +87,10 @@ def test_items_that_stay_and_go_where_they_should_cost_next_to_nothing():
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_side_of_the_student_has_a_gradient_and_the_teacher_none(name):
-    batch = random_embeddings(4, 8, 3, kept=2)
-    student = {side: getattr(batch, side).clone().requires_grad_() for side in (*SIDES, "kept_text", "kept_image")}
+    batch = random_embeddings(4, 8, 3, preserved=2)
+    student = {
+        side: getattr(batch, side).clone().requires_grad_() for side in (*SIDES, "preserved_text", "preserved_image")
+    }
     objective = make_objective(name)
     losses = objective.losses(Embeddings(**{**vars(batch), **student}))
     assert losses.keys() == objective.weights.keys()
@@ -105,12 +111,12 @@ def _softmax_loss(query, right, wrong, scale):
 
 
 def test_apart_picks_the_safe_item_among_safe_and_unsafe_ones():
-    e = random_embeddings(5, 16, 7, kept=3)
+    e = random_embeddings(5, 16, 7, preserved=3)
     losses = Apart().losses(e)
     rows = range(5)
-    safe, kept = e.safe_image_ref, list(e.kept_image_ref)
+    safe, others = e.safe_image_ref, [*e.preserved_image_ref, *e.unsafe_image]
     expected = np.mean([
-        _softmax_loss(e.unsafe_text[i], safe[i], [*(safe[j] for j in rows if j != i), *kept, *e.unsafe_image], 50.0)
+        _softmax_loss(e.unsafe_text[i], safe[i], [*(safe[j] for j in rows if j != i), *others], 50.0)
         for i in rows
     ])  # fmt: skip
     assert float(losses["redirect text"]) == pytest.approx(expected, abs=1e-9)
@@ -123,27 +129,27 @@ def test_apart_picks_the_safe_item_among_safe_and_unsafe_ones():
         return np.mean(found)
 
     assert float(losses["avoid image"]) == pytest.approx(avoided(e.unsafe_text), abs=1e-9)
-    texts = [*e.safe_text_ref, *e.kept_text_ref]
+    texts = [*e.safe_text_ref, *e.preserved_text_ref]
     left = np.mean([
         _softmax_loss(e.unsafe_image[i], texts[i], [*texts[:i], *texts[i + 1 :], *e.unsafe_text_ref], 50.0)
         for i in rows
     ])  # fmt: skip
     assert float(losses["leave image"]) == pytest.approx(left + avoided(e.unsafe_text_ref), abs=1e-9)
     stayed = [1 - float(a @ b) for a, b in zip(e.safe_text, e.safe_text_ref, strict=True)]
-    stayed += [1 - float(a @ b) for a, b in zip(e.kept_text, e.kept_text_ref, strict=True)]
+    stayed += [1 - float(a @ b) for a, b in zip(e.preserved_text, e.preserved_text_ref, strict=True)]
     assert float(losses["preserve text"]) == pytest.approx(np.mean(stayed), abs=1e-9)
 
 
 def test_apart_holds_the_states_of_texts_and_only_if_they_have_a_weight():
-    e = random_embeddings(5, 16, 7, kept=3)
+    e = random_embeddings(5, 16, 7, preserved=3)
     losses = Apart().losses(e)
     assert float(losses["redirect states"]) == pytest.approx(float(e.unsafe_drift.mean()))
-    kept = [*e.safe_drift.tolist(), *e.kept_drift.tolist()]
-    assert float(losses["preserve states"]) == pytest.approx(np.mean(kept))
+    preserved = [*e.safe_drift.tolist(), *e.preserved_drift.tolist()]
+    assert float(losses["preserve states"]) == pytest.approx(np.mean(preserved))
     assert Apart().uses_states
     assert not Apart({"redirect states": 0, "preserve states": 0}).uses_states
     assert not type("Own", (Apart,), {"weights": {"redirect text": 1.0}})().uses_states
-    without = Apart().losses(dataclasses.replace(e, safe_drift=None, unsafe_drift=None, kept_drift=None))
+    without = Apart().losses(dataclasses.replace(e, safe_drift=None, unsafe_drift=None, preserved_drift=None))
     assert losses.keys() - without.keys() == set(Apart.state_terms)
 
 

@@ -88,9 +88,9 @@ def _avoid(unsafe: torch.Tensor, safe: torch.Tensor, other: torch.Tensor) -> tor
 
 def _states(batch: Embeddings) -> dict[str, torch.Tensor]:
     """Returns the terms of the states of texts, if there are some."""
-    if batch.unsafe_drift is None or batch.safe_drift is None or batch.kept_drift is None:
+    if batch.unsafe_drift is None or batch.safe_drift is None or batch.preserved_drift is None:
         return {}
     return {
         "redirect states": batch.unsafe_drift.mean(),
-        "preserve states": torch.cat([batch.safe_drift, batch.kept_drift]).mean(),
+        "preserve states": torch.cat([batch.safe_drift, batch.preserved_drift]).mean(),
     }

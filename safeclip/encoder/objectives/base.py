@@ -30,11 +30,11 @@ class Embeddings:
     safe_image_ref: torch.Tensor
     unsafe_text_ref: torch.Tensor
     unsafe_image_ref: torch.Tensor
-    kept_text: torch.Tensor
+    preserved_text: torch.Tensor
     """(P, d), as the next three; P may be 0."""
-    kept_image: torch.Tensor
-    kept_text_ref: torch.Tensor
-    kept_image_ref: torch.Tensor
+    preserved_image: torch.Tensor
+    preserved_text_ref: torch.Tensor
+    preserved_image_ref: torch.Tensor
     text_unsafe: torch.Tensor
     """(B,), whether the judge takes the unsafe text for unsafe."""
     image_unsafe: torch.Tensor
@@ -48,7 +48,7 @@ class Embeddings:
     averaged over the tokens. Only for objectives with `uses_states`, as the next two."""
     unsafe_drift: torch.Tensor | None = None
     """(B,), how far the states of the unsafe text are from the teacher's of its *safe* text."""
-    kept_drift: torch.Tensor | None = None
+    preserved_drift: torch.Tensor | None = None
     """(P,), how far the states of the safe pair's text are from the teacher's of the same text."""
 
     def part(self, start: int, stop: int) -> Self:
@@ -56,7 +56,7 @@ class Embeddings:
         changed = {
             f.name: value[start:stop]
             for f in fields(self)
-            if isinstance(value := getattr(self, f.name), torch.Tensor) and not f.name.startswith("kept_")
+            if isinstance(value := getattr(self, f.name), torch.Tensor) and not f.name.startswith("preserved_")
         }
         nearest = (
             None if self.nearest is None else Nearest(**{k: v[start:stop] for k, v in vars(self.nearest).items()})
@@ -72,7 +72,7 @@ class Embeddings:
         Returns:
             Two tensors (B + P, d).
         """
-        parts = [(f"safe_{kind}", f"kept_{kind}"), (f"safe_{kind}_ref", f"kept_{kind}_ref")]
+        parts = [(f"safe_{kind}", f"preserved_{kind}"), (f"safe_{kind}_ref", f"preserved_{kind}_ref")]
         student, teacher = (torch.cat([getattr(self, name) for name in names]) for names in parts)
         return student, teacher
 
