@@ -1,4 +1,4 @@
-"""Both towers of a student as the module that DDP wraps."""
+"""Both towers of a student as the module that DDP wraps, and what it returns by name."""
 
 import torch
 
@@ -32,3 +32,26 @@ class TwoTowers(torch.nn.Module):
         drift = state_drift(states.float(), wanted)
         columns = torch.stack([drift, torch.zeros_like(drift)], dim=1).unsqueeze(-1)
         return torch.cat([torch.stack([text, image], dim=1), columns], dim=-1)
+
+
+def by_name(embedded: torch.Tensor, rows: int, has_drift: bool) -> dict[str, torch.Tensor]:
+    """Returns what the towers of all workers made as fields of `Embeddings`, the rows of workers one after the other.
+
+    Args:
+        embedded: (workers, N, 2, …), of each worker its safe items, unsafe ones, and safe pairs.
+        rows: how many quadruplets each has.
+        has_drift: whether the last column tells how far the states of texts are from those they are held to.
+    """
+    sides = {
+        "safe": embedded[:, :rows],
+        "unsafe": embedded[:, rows : 2 * rows],
+        "preserved": embedded[:, 2 * rows :],
+    }
+    width = embedded.shape[-1] - has_drift
+    found: dict[str, torch.Tensor] = {}
+    for side, part in sides.items():
+        every = part.flatten(0, 1)
+        found |= {f"{side}_text": every[:, 0, :width], f"{side}_image": every[:, 1, :width]}
+        if has_drift:
+            found[f"{side}_drift"] = every[:, 0, width]
+    return found

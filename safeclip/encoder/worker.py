@@ -34,7 +34,7 @@ from safeclip.encoder.student import (
     trained_state,
 )
 from safeclip.encoder.teacher import DRAWN, PRESERVED, Unit
-from safeclip.encoder.towers import TwoTowers
+from safeclip.encoder.towers import TwoTowers, by_name
 from safeclip.encoder.tracker import make_tracker
 from safeclip.encoder.validation import recall_sum, validation_losses
 from safeclip.records import row_seed
@@ -177,20 +177,8 @@ class Worker:
             preserved: numbers of the safe pairs (P,), of all workers.
             taught: the teacher's embeddings of the share's safe pictures, where those at hand are of other views.
         """
-        gathered, count, states = self.group.gather(own), len(rows) // self.group.workers, self.objective.uses_states
-        sides = {
-            "safe": gathered[:, :count],
-            "unsafe": gathered[:, count : 2 * count],
-            "preserved": gathered[:, 2 * count :],
-        }
-        width = gathered.shape[-1] - states
-        found = {
-            f"{side}_{kind}": part.flatten(0, 1)[:, place, :width]
-            for side, part in sides.items()
-            for place, kind in enumerate(("text", "image"))
-        }
-        if states:
-            found |= {f"{side}_drift": part.flatten(0, 1)[:, 0, width] for side, part in sides.items()}
+        count = len(rows) // self.group.workers
+        found = by_name(self.group.gather(own), count, self.objective.uses_states)
         found |= self.rows[split].references(rows) | self.rows[split].labels(rows)
         if len(preserved):
             for name, value in self.rows[PRESERVED].references(preserved).items():
