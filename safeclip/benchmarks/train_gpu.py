@@ -27,13 +27,15 @@ from safeclip.benchmarks.train import (
     write_quadruplets,
 )
 from safeclip.config import Lora
+from safeclip.encoder.progress import Progress
 from safeclip.encoder.student import compile_blocks
 from safeclip.encoder.worker import Worker
+from safeclip.errors import UserError
 
 ARCHITECTURE = "ViT-L-14"
 REFERENCE_BATCH = 16
 BATCHES = (32, 64)
-COMPILED = (64, 128, 192)
+COMPILED = (64, 96, 128, 192)
 LARGE, MICRO = 2048, 128  # a step for its memory, and the texts and pictures of it that pass through a tower at once
 DISTINCT = 64  # quadruplets; the rest are copies
 STEPS = 12
@@ -63,7 +65,11 @@ class GpuTraining:
         return lambda: recipe.epoch(REFERENCE_BATCH)
 
     def ours(self, batch: int, steps: int = STEPS, micro_batch: int | None = None) -> dict[str, Any]:
-        """Trains an epoch of a few steps as a training does, its loading of data included, and returns its record."""
+        """Trains an epoch of a few steps as a training does, its loading of data included, and returns its record.
+
+        Raises:
+            torch.OutOfMemoryError: they do not fit into the GPU's memory; others can be tried afterwards.
+        """
         if self.worker is None:
             self.encoder.model = torch.nn.Identity()  # the worker has its own
             self.worker = Worker(plan_training(self.folder, "bfloat16", "gpu"), device=self.device)
@@ -72,6 +78,7 @@ class GpuTraining:
         worker = self.worker
         steps = min(steps, self.rows // batch)
         worker.train = worker.train.model_copy(update={"batch": batch, "micro_batch": micro_batch})
+        worker.progress = Progress()  # of an epoch that memory cut off, nothing is to go on with
         worker.rows["train"] = self.every
         leave_rows(worker, steps * batch)
         record = worker.run_epoch()
@@ -109,9 +116,13 @@ def compare_training_on_gpu(
         matrix: width of the matrices that are multiplied for comparison.
 
     Returns:
-        The layout of every benchmark, for `reference_recipe`, `ours_<batch>` and `ours_compiled_<batch>`; the fastest
-        of ours is `ours`, too. `matrix_share` is the share of the rate of matrix products that its arithmetic comes
-        to, `memory_gib` the most memory allocated in its steps, and `memory_gib_<batch>` that of a large batch.
+        The layout of every benchmark, for `reference_recipe`, `ours_<batch>` and `ours_compiled_<batch>`, as far as
+        they fit into the GPU's memory; the fastest of ours is `ours`, too. `matrix_share` is the share of the rate of
+        matrix products that its arithmetic comes to, `memory_gib` the most memory allocated in its steps, and
+        `memory_gib_<batch>` that of a large batch.
+
+    Raises:
+        UserError: none of the batches fits.
     """
     with tempfile.TemporaryDirectory(prefix="safeclip-benchmark-") as name:
         rate = matrix_rate(device, matrix)
@@ -125,8 +136,12 @@ def compare_training_on_gpu(
 
         def measure(label: str, batch: int) -> None:
             forget_peak(device)
-            training.ours(batch, steps=2)
-            records = [training.ours(batch) for _ in range(repeats)]
+            try:
+                training.ours(batch, steps=2)
+                records = [training.ours(batch) for _ in range(repeats)]
+            except torch.OutOfMemoryError:
+                print(f"{label}: does not fit into {device}'s memory, left out", flush=True)
+                return
             each[label] = [record["samples_per_second"] for record in records]
             waits[label] = statistics.median(record["data_wait"] for record in records)
             memory[label] = peak_gib(device)
@@ -137,9 +152,12 @@ def compare_training_on_gpu(
             training.compile()
         for batch in compiled:
             measure(f"ours_compiled_{batch}", batch)
+        if not waits:
+            raise UserError(
+                f"{architecture}: no batch of {min((*batches, *compiled))} or more fits into {device}'s memory"
+            )
         best = max(waits, key=lambda label: statistics.median(each[label]))
-        forget_peak(device)
-        training.ours(large[0], 1, large[1])
+        large_gib = _memory_of(lambda: training.ours(large[0], 1, large[1]), device)
         count = training.arithmetic()
         speed = statistics.median(each[best]) * sum(count.values()) / 1e12
         figures = {
@@ -149,8 +167,9 @@ def compare_training_on_gpu(
             "data_wait": round(waits[best], 4),
             "batch": int(best.rpartition("_")[2]),
             "memory_gib": memory[best],
-            f"memory_gib_{large[0]}": peak_gib(device),
         }
+        if large_gib is not None:
+            figures[f"memory_gib_{large[0]}"] = large_gib
         measured = compared({**each, "ours": each[best]}, "samples/s", [("ours", "reference_recipe")], figures)
     return {
         **measured,
@@ -167,6 +186,16 @@ def compare_training_on_gpu(
             "total": round(sum(count.values()) / 1e9, 4),
         },
     }
+
+
+def _memory_of(work: Callable[[], object], device: str) -> float | None:
+    """Returns the most memory that was allocated for work, GiB, None where there is not so much."""
+    forget_peak(device)
+    try:
+        work()
+    except torch.OutOfMemoryError:
+        return None
+    return peak_gib(device)
 
 
 def arithmetic(config: dict[str, Any], tokens: int, rank: int) -> dict[str, float]:
