@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "tests/jobs/test_pipeline",
         "tests/jobs/test_train_toxifier",
         "tests/encoder/test_train",
+        "tests/encoder/test_worker",
         "tests/toxifier/test_train",
         "tests/jobs/test_command",
         "tests/evaluation/test_evaluate",
