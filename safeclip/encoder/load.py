@@ -20,14 +20,16 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     """Loads an encoder.
 
     Args:
-        source: `world:encoder`, a folder of open_clip's or of Hugging Face's CLIPModel, `hf-hub:<name>`,
-            `<architecture>/<pretrained>`, or `<architecture>/<file of weights>`. Weights must be `.safetensors`, and
-            no code that lies beside them is run.
+        source: `world:encoder`, a folder of open_clip's or of Hugging Face's CLIPModel, or its URL,
+            `hf-hub:<name>`, `<architecture>/<pretrained>`, or `<architecture>/<file of weights>`. Weights must be
+            `.safetensors`, and no code that lies beside them is run.
         device: where the model is put.
 
     Raises:
         UserError: there is no such folder, name, architecture or set of weights, or it is pickled.
     """
+    if "://" in source:
+        return load_from(Folder(source), device)
     if Path(source).is_dir() and not (Path(source) / "open_clip_config.json").is_file():
         return load_huggingface(Path(source), device)
     name, pretrained, quick_gelu = _resolve(source)

@@ -41,8 +41,8 @@ def plan_units(folders: dict[str, Folder], *inputs: Any) -> list[Unit]:
     """
     units = []
     for split, folder in folders.items():
-        for name in folder.files(".parquet"):
-            key = hash_of(split, name, folder.fs.size(folder.path(name)), *inputs)
+        for name, size in folder.sizes(".parquet").items():
+            key = hash_of(split, name, size, *inputs)
             units.append(Unit(split, name, f"{split}-{name.removesuffix('.parquet')}-{key}.parquet"))
     return units
 
@@ -134,7 +134,7 @@ def embed_teacher(
     if pending:
         _embed_pending(pending, base, folders, folder, resources)
     for name in there - {unit.target for unit in units}:  # of another teacher or other rows
-        folder.fs.rm(folder.path(name))
+        folder.drop(name)
     stage.finish(began, {"base": {"source": base, "hash": base_hash}, "rows_hash": content_hash, "units": len(units)})
     print(f"encoder/teacher: {len(units)} units embedded, {len(pending)} of them now, {time.time() - began:.1f} s")
     return units

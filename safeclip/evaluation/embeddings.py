@@ -58,7 +58,7 @@ class Unit:
             return pa.table({"text": list(self.texts)})
         folder = Folder(self.folder)
         if self.names:
-            return pa.table({"image": [folder.read(name) for name in self.names]})
+            return pa.table({"image": folder.read_many(self.names)})
         return folder.read_table(self.file).select([*self.columns, *self.carried])
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import fsspec
 
 from safeclip import guard
+from safeclip.artifacts import refusal
 from safeclip.concepts import CONCEPTS, SEXUAL_CONCEPTS
 from safeclip.errors import UserError
 from safeclip.evaluation.sets import EvaluationSet
@@ -100,8 +101,8 @@ def read_prompts(file: str, count: int, seed: int, acknowledge_explicit: bool) -
             text = opened.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: is no text in UTF-8") from error
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{place}: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:  # each file system has errors of its own
+        raise UserError(f"{place}: {refusal(file, error)}") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
     accepted: list[Prompt] = []
     rejected: Counter[str] = Counter()

@@ -41,10 +41,12 @@ class ZeroShotSet:
         parts = [texts[start : start + _UNIT_TEXTS] for start in range(0, len(texts), _UNIT_TEXTS)]
         return [Unit(texts=tuple(part), columns=("text",)) for part in parts]
 
-    def stamps(self) -> list[int]:
-        """Returns the file system's checksum of each file of pictures; a local one makes it of size and time."""
-        files = [(Folder(unit.folder), name) for unit in self.pictures for name in unit.names or (unit.file,)]
-        return [folder.fs.checksum(folder.path(name)) for folder, name in files]
+    def stamps(self) -> list[str | None]:
+        """Returns what changes with each file of pictures, as the folder that it lies in lists it."""
+        paths = [f"{unit.folder}/{name}" for unit in self.pictures for name in unit.names or (unit.file,)]
+        files = [path.rpartition("/") for path in paths]
+        listed = {folder: Folder(folder).stamps() for folder in {folder for folder, _, _ in files}}
+        return [listed[folder].get(name) for folder, _, name in files]
 
     def join(self, pictures: list[Embedded], texts: list[Embedded], label: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns an encoder's embeddings of all pictures and of all descriptions, from those of the units."""

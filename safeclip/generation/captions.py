@@ -13,7 +13,7 @@ from safeclip.config import Config, Source
 from safeclip.generation.images import MISSING, UNDECODABLE, UNREADABLE
 from safeclip.generation.rejects import check_rejects
 from safeclip.generation.sources import Entry, identity, read_entries, read_pictures
-from safeclip.generation.units import remove_others, summary_of, unit_statistics, write_unit
+from safeclip.generation.units import remove_others, statistics_of, summary_of, write_unit
 from safeclip.records import CAPTION, row_id, row_seed
 
 NAME = "captions"
@@ -108,9 +108,9 @@ def _make_unit(settings: Source, folder: Folder, name: str, rows: list[dict[str,
     return write_unit(folder, name, pa.Table.from_pylist(columns, CAPTION))
 
 
-def _is_done(statistics: dict[str, Any] | None) -> bool:
+def _is_done(statistics: dict[str, Any]) -> bool:
     """Whether a unit, or all, needs no work: a picture that was missing may have been put in its place since."""
-    return statistics is not None and not {MISSING, UNREADABLE, UNDECODABLE} & statistics["rejected"].keys()
+    return not {MISSING, UNREADABLE, UNDECODABLE} & statistics["rejected"].keys()
 
 
 def _run_units(units: dict[str, list[dict[str, Any]]], settings: Source, folder: Folder) -> list[dict[str, Any]]:
@@ -120,7 +120,7 @@ def _run_units(units: dict[str, list[dict[str, Any]]], settings: Source, folder:
     def work(item: dict[str, str]) -> dict[str, str]:
         return {"statistics": json.dumps(_make_unit(settings, folder, item["name"], json.loads(item["rows"])))}
 
-    done = {name: s for name in units if (s := unit_statistics(folder, name)) and _is_done(s)}
+    done = {name: found for name, found in statistics_of(folder, units).items() if _is_done(found)}
     pending = [{"name": name, "rows": json.dumps(rows)} for name, rows in units.items() if name not in done]
     with tqdm(total=len(units), initial=len(done), desc=folder.name, unit="unit") as bar:
         if pending:

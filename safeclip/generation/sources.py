@@ -15,7 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from safeclip.artifacts import Folder
+from safeclip.artifacts import Folder, refusal
 from safeclip.config import Source
 from safeclip.errors import UserError
 from safeclip.generation.images import MISSING, UNREADABLE, defect, encode_webp
@@ -55,8 +55,8 @@ def identity(settings: Source) -> dict[str, Any]:
         with fsspec.open(settings.source, "rb") as file:
             while part := file.read(2**22):
                 digest.update(part)
-    except (OSError, ValueError, ImportError) as error:
-        raise _wrong(settings, getattr(error, "strerror", None) or str(error)) from error
+    except Exception as error:  # each file system has errors of its own
+        raise _wrong(settings, refusal(settings.source, error)) from error
     return {"source": settings.source, "sha256": digest.hexdigest()}
 
 
@@ -96,8 +96,8 @@ def read_lines(place: str, source: str) -> list[str]:
             lines = file.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: {source}: is no UTF-8 text") from error
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{place}: {source}: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:  # each file system has errors of its own
+        raise UserError(f"{place}: {source}: {refusal(source, error)}") from error
     return lines if lines[-1] else lines[:-1]
 
 

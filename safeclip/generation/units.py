@@ -6,7 +6,8 @@ that is there is done, whoever did it. What was in flight when something died is
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from safeclip.errors import UserError
 from safeclip.generation.rejects import check_rejects
 
 _STATISTICS = b"safeclip"
+_AT_ONCE = 16  # files whose statistics are read
 Work = Callable[[pa.Table], pa.Table]
 
 
@@ -71,10 +73,16 @@ def write_unit(folder: Folder, name: str, table: pa.Table) -> dict[str, Any]:
     return statistics
 
 
-def unit_statistics(folder: Folder, name: str) -> dict[str, Any] | None:
-    """Returns the statistics of a unit that is done, None where it is not there or cannot be read."""
-    if not folder.exists(name):
-        return None
+def statistics_of(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Returns the statistics of the units that are done, by name; others are not there or cannot be read."""
+    there = set(folder.files(".parquet"))
+    wanted = [name for name in names if name in there]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # an object store takes its time for each
+        found = pool.map(lambda name: _statistics(folder, name), wanted)
+        return {name: statistics for name, statistics in zip(wanted, found, strict=True) if statistics}
+
+
+def _statistics(folder: Folder, name: str) -> dict[str, Any] | None:
     try:
         with folder.fs.open(folder.path(name)) as file:
             return json.loads(pq.read_schema(file).metadata[_STATISTICS])
@@ -110,7 +118,7 @@ def run_units(
     """
     from tqdm import tqdm
 
-    done = {u.target: s for u in units if (s := unit_statistics(stage.folder, u.target))}
+    done = statistics_of(stage.folder, [u.target for u in units])
     pending = [{"source": u.source, "target": u.target} for u in units if u.target not in done]
     with tqdm(total=len(units), initial=len(done), desc=stage.name, unit="unit") as bar:  # closed at Ctrl-C, too
         if pending:
@@ -143,7 +151,7 @@ def remove_others(folder: Folder, units: list[dict[str, Any]]) -> None:
     wanted = {u["name"] for u in units}
     for name in folder.files(".parquet"):
         if name not in wanted:
-            folder.fs.rm(folder.path(name))
+            folder.drop(name)
 
 
 def run_generation_stage(

@@ -8,7 +8,7 @@ import pytest
 
 from safeclip.artifacts import Folder, Stage
 from safeclip.config import Resources
-from safeclip.generation.units import plan_units, remove_others, run_units, summary_of, unit_statistics, write_unit
+from safeclip.generation.units import plan_units, remove_others, run_units, statistics_of, summary_of, write_unit
 
 ROWS = pa.schema([("id", pa.string()), ("number", pa.int64()), ("reject", pa.string())])
 
@@ -97,13 +97,13 @@ def test_units_of_other_settings_are_others_and_the_earlier_ones_are_removed(sou
 def test_a_unit_whose_footer_is_damaged_is_not_done(tmp_path):
     folder = Folder(str(tmp_path))
     statistics = write_unit(folder, "a.parquet", _table([{"id": "a", "number": 1, "reject": None}]))
-    assert unit_statistics(folder, "a.parquet") == statistics
+    assert statistics_of(folder, ["a.parquet", "b.parquet"]) == {"a.parquet": statistics}
     data = folder.read("a.parquet")
     size = int.from_bytes(data[-8:-4], "little")
     folder.write("a.parquet", data[: -8 - size] + b"\xff" * size + data[-8:])
     with pytest.raises(OSError, match="deserialize"):
         folder.read_table("a.parquet")
-    assert unit_statistics(folder, "a.parquet") is None
+    assert statistics_of(folder, ["a.parquet", "b.parquet"]) == {}
 
 
 def test_a_killed_actor_costs_nothing_but_its_unit(undisturbed, source, tmp_path):
