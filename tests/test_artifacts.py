@@ -1,10 +1,12 @@
 import json
 import os
+import pickle
 import stat
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,10 +18,14 @@ from safeclip.errors import UserError
 TABLE = pa.table({"id": ["a", "b"], "picture": [b"\x00\x01", None], "reject": [None, "duplicate"]})
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request, tmp_path):
-    url = str(tmp_path / "runs" / "demo") if request.param == "local" else f"memory://{uuid.uuid4().hex}/demo"
-    made = Folder(url)
+    places = {
+        "local": lambda: str(tmp_path / "runs"),
+        "memory": lambda: f"memory://{uuid.uuid4().hex}",
+        "s3": lambda: request.getfixturevalue("s3"),
+    }
+    made = Folder(places[request.param]()) / "demo"
     made.make()
     return made
 
@@ -39,6 +45,59 @@ def test_files_come_back_and_are_listed(folder):
     assert folder.read("b.json") == b"new"
 
 
+def test_what_others_write_and_remove_on_an_object_store_is_seen_at_once(s3):
+    folder, path = Folder(s3), s3.removeprefix("s3://")
+    other = fsspec.filesystem("s3", skip_instance_cache=True)  # knows no more of what this one does than a process
+    folder.write("a", b"1")
+    assert folder.files() == ["a"]
+    other.pipe_file(f"{path}/b", b"2")
+    other.pipe_file(f"{path}/inner/c", b"3")
+    assert folder.exists("b")
+    assert (folder.files(), folder.folders(), folder.sizes()) == (["a", "b"], ["inner"], {"a": 1, "b": 1})
+    other.rm_file(f"{path}/a")
+    assert not folder.exists("a")
+    other.pipe_file(f"{path}/d", b"4")
+    folder.remove()
+    assert not other.find(path, refresh=True)
+    assert not pickle.loads(pickle.dumps(folder.fs)).dircache.use_listings_cache
+
+
+def test_no_bucket_is_made_of_a_name_that_is_mistyped(s3):
+    folder = Folder("s3://testss/runs/demo")
+    folder.make()
+    assert not folder.exists()
+    said = (
+        "^s3://testss/runs/demo/a: cannot be written: The specified bucket does not exist; make it, or name another$"
+    )
+    with pytest.raises(UserError, match=said):
+        folder.write("a", b"")
+    assert "testss" not in fsspec.filesystem("s3").ls("", refresh=True)
+
+
+def test_without_credentials_a_store_is_not_taken_for_empty(s3, monkeypatch):
+    folder = Folder(s3)
+    folder.write("a", b"")
+    folder.fs.clear_instance_cache()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    said = rf"^{s3}.*: Unable to locate credentials; give every machine credentials \(AWS_ACCESS_KEY_ID and"
+    try:
+        for use in (folder.exists, lambda: folder.write("a", b"")):
+            with pytest.raises(UserError, match=said):
+                use()
+    finally:
+        folder.fs.clear_instance_cache()
+
+
+def test_many_files_are_read_in_the_order_of_their_names(folder):
+    names = [f"{number}" for number in range(40)]
+    for name in names:
+        folder.write(name, name.encode())
+    assert folder.read_many(names) == [name.encode() for name in names]
+    with pytest.raises(FileNotFoundError):
+        folder.read_many(["0", "none"])
+
+
 def test_links_are_what_they_lead_to(tmp_path):
     (tmp_path / "store" / "inner").mkdir(parents=True)
     (tmp_path / "store" / "b.png").write_bytes(b"b")
@@ -54,14 +113,11 @@ def test_a_folder_that_was_removed_in_part_is_not_complete(folder, monkeypatch):
     Stage(folder, "key").finish(0.0, {})
     folder.write("a.parquet", b"")
 
-    def cut_off():
+    def cut_off(path, recursive):
         raise OSError("cut off")
 
-    remove = type(folder.fs).rm
     with monkeypatch.context() as patch:
-        patch.setattr(
-            type(folder.fs), "rm", lambda fs, path, recursive=False: cut_off() if recursive else remove(fs, path)
-        )
+        patch.setattr(folder.fs, "rm", cut_off)
         with pytest.raises(OSError, match="cut off"):
             folder.remove()
     assert folder.files() == ["a.parquet"]

@@ -82,16 +82,16 @@ def test_a_file_of_weights_that_is_cut_off_is_told_in_a_line(tmp_path):
             load_encoder(str(file.parent))
 
 
-def test_an_encoder_may_lie_on_any_file_system():
-    folder = Folder("memory://encoders/copy")
-    folder.make()
+def test_an_encoder_may_lie_on_any_file_system(s3):
+    folder = Folder(s3)
     for file in (WEIGHTS / "encoder").iterdir():
         folder.write(file.name, file.read_bytes())
     expected = load_encoder("world:encoder").encode_texts(["a dog next to a key"])
-    for source in (folder, Folder(str(WEIGHTS / "encoder")), "world:encoder"):
+    for source in (folder, s3, Folder(str(WEIGHTS / "encoder")), "world:encoder"):
         assert load_from(source).encode_texts(["a dog next to a key"]) == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(UserError, match="encoder 'memory://encoders/none' cannot be loaded: there is no such folder"):
-        load_from(Folder("memory://encoders/none"))
+    for source in (folder / "none", f"{s3}/none"):
+        with pytest.raises(UserError, match=f"encoder '{s3}/none' cannot be loaded: there is no such folder"):
+            load_from(source)
 
 
 def write_code(folder):

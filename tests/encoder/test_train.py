@@ -1,18 +1,21 @@
 import dataclasses
+import json
 import os
 import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from ray.train import TrainingFailedError
 from safetensors.torch import load_file
 
 from safeclip.artifacts import Folder, hash_of, read_manifest
 from safeclip.config import save_config
-from safeclip.encoder.checkpoint import write_best_epochs
+from safeclip.encoder.checkpoint import PROGRESS, write_best_epochs
 from safeclip.encoder.export import save_open_clip
 from safeclip.encoder.load import load_encoder
 from safeclip.encoder.objectives import make_objective
@@ -26,12 +29,14 @@ from safeclip.generation.redraw import redraw
 from safeclip.world import scenes
 from tests.encoder.plans import COUNTS, config_for, plan_for
 from tests.encoder.quadruplets import render_quadruplets, write_quadruplets
+from tests.processes import train_workers, wait_until
 
 ROOT = Path(__file__).parents[2]
 OBJECTIVE = "tests.encoder.disturbed:Waiting"  # safe-clip, but that a single worker waits for another
 DISTURBED = [
     f"train.objective={OBJECTIVE}", "train.min_workers=1", "train.resources.actors=2", "train.checkpoint_steps=1",
 ]  # fmt: skip
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that it would go on from
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +272,36 @@ def test_quadruplets_that_do_not_do_are_refused_before_workers_start(counts, mes
 def test_a_run_without_quadruplets_is_refused(tmp_path):
     with pytest.raises(UserError, match="quadruplets is not complete"):
         train_encoder(config_for("unused"), Folder(str(tmp_path)))
+
+
+def progress_of_checkpoints(encoder: Folder) -> list[dict]:
+    """What the checkpoints say that a training of this stage would go on from."""
+    trainings = [encoder / name for name in encoder.folders() if name.startswith("training-")]
+    begun = [each for each in trainings if each.exists(SNAPSHOT)]
+    kept = [each / name for each in begun for name in each.folders() if name.encode() in each.read(SNAPSHOT)]
+    return [json.loads(each.read(PROGRESS)) for each in kept if each.exists(PROGRESS)]
+
+
+def test_a_training_that_was_cut_off_goes_on_from_object_storage_with_more_workers(ray_cluster, s3):
+    run, encoder = Folder(s3), Folder(s3) / "encoder"
+    write_quadruplets(run, {"train": 16, "validation": 4})
+    sets = [
+        f"train.objective={OBJECTIVE}", "train.max_failures=0",
+        "train.preserve={source: world, count: 10, per_step: 8, unit_rows: 10, drawn: 0}",
+    ]  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(train_encoder, config_for("unused", *sets, "train.resources.actors=1"), run)
+        (saved,) = wait_until(
+            lambda: [each for each in progress_of_checkpoints(encoder) if each["epoch"] == 1],
+            lambda: not first.done() or first.result(),
+        )
+        (worker,) = train_workers()  # it waits for another
+        worker.kill()
+        with pytest.raises(TrainingFailedError):
+            first.result()
+    manifest = train_encoder(config_for("unused", *sets, "train.resources.actors=2"), run)
+    assert (manifest["train"]["epochs"], manifest["train"]["workers"]) == (2, 2)
+    assert manifest["history"][0] == saved["history"][0], "with the times that the first one took"
+    kept = ["best", "huggingface", "lora", "open_clip", "preserve", "teacher", "text_encoder", "tracker"]
+    assert encoder.folders() == kept
+    assert load_encoder(f"{s3}/encoder/open_clip").encode_texts(["a dog"]).shape == (1, 128)

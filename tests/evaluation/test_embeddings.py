@@ -35,15 +35,15 @@ def test_what_is_kept_comes_back_and_what_is_cut_off_counts_as_missing(tmp_path)
         assert read_cached(cache, "a.parquet") is None
 
 
-def test_a_file_without_rows_among_others_adds_nothing(ray_cluster, tmp_path):
+def test_a_file_without_rows_among_others_adds_nothing(ray_cluster, s3):
     rows = rendered_quadruplets(3, 3, trained_unsafe_objects())
-    whole, cut = (EvaluationSet(name, "", "", Folder(str(tmp_path / name))) for name in ("whole", "cut"))
+    whole, cut = (EvaluationSet(name, "", "", Folder(s3) / name) for name in ("whole", "cut"))
     for source, starts in ((whole, (0, 3)), (cut, (0, 0, 2, 3, 3))):
         source.folder.make()
         for i, (start, stop) in enumerate(itertools.pairwise(starts)):
             source.folder.write_table(f"{i}.parquet", rows.slice(start, stop - start))
     settings = Evaluate(batch=2, resources=Resources(actors=1))
-    found = embed_sets([whole, cut], {"base": "world:encoder"}, settings, Folder(str(tmp_path / "cache")))
+    found = embed_sets([whole, cut], {"base": "world:encoder"}, settings, Folder(s3) / "cache")
     assert found["cut"].ids == found["whole"].ids
     assert set(found["cut"].files) == {"1.parquet", "2.parquet"}
     for side in ("safe_text", "unsafe_image"):

@@ -1,5 +1,4 @@
 import os
-import shutil
 import signal
 from functools import partial
 
@@ -49,7 +48,7 @@ def source(tmp_path_factory):
 
 
 def _run(place, source, actors=2, **more):
-    folder, units = Folder(str(place)), plan_units(source[1], 50)
+    folder, units = place if isinstance(place, Folder) else Folder(str(place)), plan_units(source[1], 50)
     folder.make()
     return run_units(Stage(folder, "key"), units, partial(Square, 50, **more), source[0], Resources(actors=actors))
 
@@ -74,13 +73,17 @@ def test_result_does_not_depend_on_the_number_of_actors(undisturbed, source, tmp
     assert _run(tmp_path, source, actors=1) == undisturbed[1]
 
 
-def test_work_goes_on_where_it_was_cut_off(undisturbed, source, tmp_path):
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_work_goes_on_where_it_was_cut_off(undisturbed, source, tmp_path, request, kind):
     marks, (place, first) = tmp_path / "marks", undisturbed
     marks.mkdir()
-    shutil.copytree(place, tmp_path / "out")
-    (tmp_path / "out" / first[2]["name"]).unlink()
-    (tmp_path / "out" / first[1]["name"]).write_bytes(b"damaged")
-    assert _run(tmp_path / "out", source, marks=str(marks)) == first
+    out = Folder(request.getfixturevalue("s3") if kind == "s3" else str(tmp_path / "out"))
+    out.make()
+    for number, unit in enumerate(first):
+        if number != 2:
+            out.write(unit["name"], b"damaged" if number == 1 else (place / unit["name"]).read_bytes())
+    assert _run(out, source, marks=str(marks)) == first
+    assert out.files() == sorted(unit["name"] for unit in first)
     workers = {file.name: len(file.read_text().split()) for file in marks.iterdir()}
     assert workers == {"1-0": 1, "2-0": 1}
 
