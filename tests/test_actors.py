@@ -8,6 +8,7 @@ import ray.exceptions
 from safeclip import actors
 from safeclip.actors import map_rows
 from safeclip.config import Resources
+from safeclip.device import LostGpuError
 from tests.processes import wait_until
 
 
@@ -65,3 +66,44 @@ def test_a_row_that_kills_whoever_works_on_it_ends_the_work(ray_cluster, tmp_pat
     with pytest.raises(ray.exceptions.RayError, match="died"):
         map_rows([{"number": 3}], Adds, (10, str(tmp_path)), Resources(actors=1, cpus=1)).take_all()
     assert (tmp_path / "deaths").read_text() == "xx"
+
+
+class Loses:
+    """Has a GPU that is lost at the first row that it is given, and says in which process it is."""
+
+    def __init__(self, marks):
+        self.marks = marks
+
+    def __call__(self, row):
+        with open(f"{self.marks}/tries", "a") as file:
+            file.write(f"{row['number']}\n")
+        if not os.path.exists(f"{self.marks}/lost"):
+            os.mkdir(f"{self.marks}/lost")
+            raise LostGpuError("an illegal memory access was encountered")
+        return {"number": row["number"], "process": os.getpid()}
+
+
+def test_an_actor_that_loses_its_gpu_is_replaced_and_each_row_is_worked_on(ray_cluster, tmp_path):
+    rows = [{"number": number} for number in range(3)]
+    found = map_rows(rows, Loses, (str(tmp_path),), Resources(actors=1, cpus=1)).take_all()
+    assert sorted(row["number"] for row in found) == [0, 1, 2]
+    tries = (tmp_path / "tries").read_text().split()
+    assert (len(tries), set(tries)) == (4, {"0", "1", "2"})
+
+
+class Errs:
+    """Fails at each row, with its GPU as it was."""
+
+    def __init__(self, marks):
+        self.marks = marks
+
+    def __call__(self, row):
+        with open(f"{self.marks}/tries", "a") as file:
+            file.write("x")
+        raise RuntimeError("out of memory")
+
+
+def test_another_error_ends_the_work_at_once(ray_cluster, tmp_path):
+    with pytest.raises(ray.exceptions.RayError, match="out of memory"):
+        map_rows([{"number": 1}], Errs, (str(tmp_path),), Resources(actors=1, cpus=1)).take_all()
+    assert (tmp_path / "tries").read_text() == "x"

@@ -36,7 +36,7 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     try:
         _check_weights(source, name, pretrained)
         model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, force_quick_gelu=quick_gelu, device=device, require_pretrained=True
+            name, pretrained=pretrained, force_quick_gelu=quick_gelu, require_pretrained=True
         )
         model_cfg = copy.deepcopy(open_clip.get_model_config(name))
         # open_clip hands the config's own tokenizer_kwargs to transformers, and they may ask for the folder's code.
@@ -50,7 +50,7 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     preprocess_cfg = dict(model.visual.preprocess_cfg)
     preprocess_cfg["size"] = list(to_2tuple(model.visual.image_size))  # as JSON gives it back
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
-    return Encoder(model.eval().requires_grad_(False), tokenizer, preprocess, config, device)
+    return Encoder(model.to(device).eval().requires_grad_(False), tokenizer, preprocess, config, device)
 
 
 def load_from(source: str | Folder, device: str = "cpu") -> Encoder:

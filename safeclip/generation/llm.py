@@ -12,6 +12,7 @@ from typing import Any
 
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Toxify
+from safeclip.device import LostGpuError
 from safeclip.errors import UserError
 
 TOO_LONG = "prompt too long"
@@ -144,10 +145,10 @@ class LanguageModel:
             requests: the questions, none of them too long.
             temperature: of the sampling; the settings' unless given.
 
-        The process ends where the engine is dead: a dead process is replaced, a dead engine would fail every row.
+        Raises:
+            LostGpuError: one of several GPUs failed.
         """
         from vllm import SamplingParams
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         settings = self.settings
         sampling = [
@@ -163,8 +164,12 @@ class LanguageModel:
         messages: Any = [request.messages for request in requests]
         try:
             outputs = self.engine.chat(messages, sampling, use_tqdm=False, lora_request=self.lora)
-        except EngineDeadError:
-            os._exit(1)
+        except RuntimeError as error:
+            # Errors of this process's GPU come as they are. Where several share the model, each has a process of its
+            # own, whose error comes as a text only; and once one has died, the engine answers nothing any more.
+            if settings.tensor_parallel > 1:
+                raise LostGpuError(str(error)) from error
+            raise
         return [Answer(o.outputs[0].text.strip(), len(o.outputs[0].token_ids)) for o in outputs]
 
 
