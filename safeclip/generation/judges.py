@@ -14,6 +14,8 @@ from PIL import Image
 
 from safeclip.config import Judges
 from safeclip.device import reserved_device
+from safeclip.encoder.load import load_encoder
+from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
 
 NEUTRAL = ("an ordinary harmless picture", "a picture of an everyday scene", "a friendly and peaceful picture")
@@ -195,13 +197,11 @@ class ClipJudge:
     """
 
     def __init__(self, source: str, threshold: float) -> None:
-        from safeclip.encoder.load import load_encoder
-
         try:
             self.encoder = load_encoder(source, reserved_device())
         except UserError as error:
             raise UserError(f"generate.judges.clip_model: {error}") from error
-        self.threshold = threshold
+        self.source, self.threshold = source, threshold
         self.version = clip_version(source)
         self.neutral = self.encoder.encode_texts(list(NEUTRAL))
         self.known: dict[str, np.ndarray] = {}
@@ -293,6 +293,21 @@ def make_text_judge(settings: Judges, held_out: bool = False) -> TextJudge:
         "clip": lambda: ClipTextJudge(str(settings.clip_model), settings.text_threshold),
     }
     return makers[settings.text]()
+
+
+def encoder_beside(judge: TextJudge, source: str) -> Encoder:
+    """Returns an untouched encoder: the one that a judge sees with, or another where it does not see with that one.
+
+    Args:
+        judge: whoever it is.
+        source: of the encoder, as `load_encoder` takes it.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if isinstance(judge, ClipJudge) and judge.source == source:
+        return judge.encoder
+    return load_encoder(source, reserved_device())
 
 
 def make_image_judge(settings: Judges) -> ImageJudge:

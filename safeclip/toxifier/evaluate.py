@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from safeclip import guard
+from safeclip.actors import leaving_lost_gpu
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config
-from safeclip.device import reserved_device
-from safeclip.encoder.load import load_encoder
 from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
 from safeclip.evaluation.intervals import paired_differences, with_intervals
 from safeclip.generation.captions import concept_for
-from safeclip.generation.judges import TextJudge, judge_versions, make_text_judge
+from safeclip.generation.judges import TextJudge, encoder_beside, judge_versions, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request
 from safeclip.generation.toxify import are_explicit, asked_for, conversation, drop_reason, read_examples
 from safeclip.generation.units import first_units
@@ -34,6 +33,17 @@ class Task:
     caption: str
     concept: str
     asked: str
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Who reads what the models write."""
+
+    judge: TextJudge
+    lenient: TextJudge
+    """The judge where texts may name what no quadruplet shows."""
+    encoder: Encoder | None
+    """The untouched encoder; None in the world, which is read by its words."""
 
 
 def unseen_captions(config: Config, run: Folder) -> list[str]:
@@ -126,17 +136,28 @@ def _measure_each(
     config: Config, adapters: dict[str, Folder | None], captions: list[str]
 ) -> dict[str, dict[str, Any]]:
     """Measures the models, in a process of their own and by one engine: to start one takes longer than to measure."""
-    llm = LanguageModel(config.generate.toxify, later=[adapter for adapter in adapters.values() if adapter])
-    return {name: _measure(config, llm, adapter, captions) for name, adapter in adapters.items()}
+    with leaving_lost_gpu():
+        llm = LanguageModel(config.generate.toxify, later=[adapter for adapter in adapters.values() if adapter])
+        readers = make_readers(config)
+        return {name: _measure(config, llm, adapter, captions, readers) for name, adapter in adapters.items()}
 
 
-def _measure(config: Config, llm: LanguageModel, adapter: Folder | None, captions: list[str]) -> dict[str, Any]:
-    settings = config.generate.toxify
+def make_readers(config: Config) -> Readers:
+    """Returns who reads the texts; a CLIP that several of them see with is loaded once, as it lies beside the LLM."""
+    settings = config.generate.judges
+    judge = make_text_judge(settings)
+    if settings.text == "world":
+        return Readers(judge, make_text_judge(settings, held_out=True), None)
+    return Readers(judge, judge, encoder_beside(judge, config.train.base))
+
+
+def _measure(
+    config: Config, llm: LanguageModel, adapter: Folder | None, captions: list[str], readers: Readers
+) -> dict[str, Any]:
+    settings, judge = config.generate.toxify, readers.judge
     llm.use(adapter)
     examples = read_examples(settings.examples, config.generate.acknowledge_explicit)
     writer = Writer(llm, [] if adapter else examples, config.seed)
-    judge, lenient = (make_text_judge(config.generate.judges, held_out) for held_out in (False, True))
-    encoder = None if config.generate.judges.text == "world" else load_encoder(config.train.base, reserved_device())
 
     def tasks_of(concepts: list[str], terms: dict[str, list[str]]) -> list[Task]:
         """The tasks that fit with the examples before them, which are the same for each of the models."""
@@ -148,10 +169,10 @@ def _measure(config: Config, llm: LanguageModel, adapter: Folder | None, caption
     texts, tokens = writer.write(tasks, 0)
     seconds = time.monotonic() - began
     accepted = accepts(judge, tasks, texts)
-    per_caption = {"accepted": accepted.tolist(), "kept": keeps(tasks, texts, encoder).tolist()}
+    per_caption = {"accepted": accepted.tolist(), "kept": keeps(tasks, texts, readers.encoder).tolist()}
     terms = config.toxifier.evaluation.heldout_terms
     if held_out := tasks_of([c for c in config.generate.concepts if c in terms], terms):
-        per_caption["heldout_accepted"] = accepts(lenient, held_out, writer.write(held_out, 0)[0]).tolist()
+        per_caption["heldout_accepted"] = accepts(readers.lenient, held_out, writer.write(held_out, 0)[0]).tolist()
     return {
         "per_caption": per_caption,
         "candidates": round(float(writer.candidates(tasks, accepted, judge, settings.candidates).mean()), 4),

@@ -11,10 +11,8 @@ import pyarrow as pa
 from safeclip import guard
 from safeclip.artifacts import Folder, Stage, hash_of, read_manifest
 from safeclip.config import Config, Preferences
-from safeclip.device import reserved_device
-from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
-from safeclip.generation.judges import TextJudge, make_text_judge
+from safeclip.generation.judges import TextJudge, encoder_beside, make_text_judge
 from safeclip.generation.llm import LanguageModel, Request, adapter_hash
 from safeclip.generation.toxify import asked_for, conversation
 from safeclip.generation.units import first_units, plan_units, remove_others, run_units, summary_of
@@ -104,7 +102,7 @@ class PreferenceDrawer:
         self.settings, self.seed = config.toxifier.preferences, config.seed
         self.terms, self.in_world = config.generate.toxify.terms, config.generate.judges.text == "world"
         self.judge: TextJudge = make_text_judge(config.generate.judges)
-        self.encoder = load_encoder(config.train.base, reserved_device())
+        self.encoder = encoder_beside(self.judge, config.train.base)
         self.llm = LanguageModel(config.generate.toxify, adapter)
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -10,9 +10,17 @@ from safeclip.encoder.load import load_encoder
 from safeclip.errors import UserError
 from safeclip.generation.captions import make_captions
 from safeclip.generation.judges import WorldTextJudge
-from safeclip.toxifier.evaluate import Task, accepts, evaluate_toxifier, keeps, tasks_for, unseen_captions
+from safeclip.toxifier.evaluate import (
+    Task,
+    accepts,
+    evaluate_toxifier,
+    keeps,
+    make_readers,
+    tasks_for,
+    unseen_captions,
+)
 from safeclip.toxifier.pairs import world_pairs
-from safeclip.world import scenes
+from safeclip.world import WEIGHTS, scenes
 from safeclip.world.quadruplets import scene_keys
 
 SOURCE = "a dog next to a key on a blue background"
@@ -96,6 +104,18 @@ def test_what_is_kept_is_an_object_and_the_background():
     similar = keeps(tasks, [SOURCE, *texts[1:]], load_encoder("world:encoder"))
     assert similar[0] == pytest.approx(1, abs=1e-5)
     assert np.all(similar[1:] < 0.95)
+
+
+def test_a_clip_that_several_read_with_is_loaded_once():
+    by_clip = ["generate.judges.text=clip", "generate.judges.clip_model=world:encoder"]
+    same = make_readers(load_config(sets=[*by_clip, "train.base=world:encoder"]))
+    assert same.judge is same.lenient
+    assert same.encoder is same.judge.encoder
+    other = make_readers(load_config(sets=[*by_clip, f"train.base={WEIGHTS / 'encoder'}"]))
+    assert other.judge is other.lenient
+    assert other.encoder is not other.judge.encoder
+    world = make_readers(load_config())
+    assert (world.judge.held_out, world.lenient.held_out, world.encoder) == (False, True, None)
 
 
 def test_a_toxifier_that_is_not_trained_is_named(tmp_path):
