@@ -6,12 +6,12 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors import SafetensorError
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from safeclip.encoder.export import TRANSPOSED, huggingface_name
 from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
+from safeclip.pretrained import load_model, load_pretrained
 
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # open_clip knows no others
 
@@ -34,14 +34,8 @@ def load_huggingface(folder: Path, device: str) -> Encoder:
         kind = None
     if kind != "clip":
         raise UserError(f"{name}: the folder holds neither open_clip_config.json nor a Hugging Face CLIPModel")
-    try:
-        loaded: Any = CLIPModel.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
-        )
-        source, loading = loaded
-        processor = CLIPImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    source, loading = load_model(CLIPModel, str(folder), name, dtype=torch.float32, output_loading_info=True)
+    processor = load_pretrained(CLIPImageProcessor, str(folder), name)
     if missing := sorted(loading["missing_keys"]):  # which are random numbers now
         raise UserError(f"{name} cannot be loaded: {len(missing)} of its weights are missing, such as {missing[0]}")
     model_cfg = _model_config(source.config, name)

@@ -7,12 +7,12 @@ from pathlib import Path
 import open_clip
 from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.transformer import to_2tuple
-from safetensors import SafetensorError
 
 from safeclip.artifacts import Folder
 from safeclip.encoder.huggingface import load_huggingface
 from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
+from safeclip.pretrained import UNREADABLE, refusal
 from safeclip.world import WEIGHTS
 
 
@@ -42,9 +42,8 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
         # open_clip hands the config's own tokenizer_kwargs to transformers, and they may ask for the folder's code.
         of_hugging_face = bool(model_cfg["text_cfg"].get("hf_tokenizer_name"))
         tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if of_hugging_face else {}))
-    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"encoder {source!r} cannot be loaded: {reason}") from error
+    except UNREADABLE as error:
+        raise refusal(f"encoder {source!r}", error) from error
     if quick_gelu:
         model_cfg["quick_gelu"] = True
     preprocess_cfg = dict(model.visual.preprocess_cfg)

@@ -6,6 +6,7 @@ from safeclip.config import ImageToText
 from safeclip.device import reserved_device
 from safeclip.encoder.model import decode_image
 from safeclip.errors import UserError
+from safeclip.pretrained import load_model, load_pretrained, refusal
 
 
 def load_captioner(settings: ImageToText, device: str) -> tuple[Any, Any]:
@@ -20,11 +21,11 @@ def load_captioner(settings: ImageToText, device: str) -> tuple[Any, Any]:
     """
     import torch
 
+    what = f"{settings.place}.model: {settings.model}"
     try:
-        model, processor = _world() if settings.model == "world:captioner" else _pretrained(settings.model)
-    except (OSError, ValueError, RuntimeError) as error:  # FileNotFoundError is an OSError
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{settings.place}.model: {settings.model} cannot be loaded: {first}") from error
+        model, processor = _world() if settings.model == "world:captioner" else _pretrained(settings.model, what)
+    except (OSError, RuntimeError) as error:  # of the world's; FileNotFoundError is an OSError
+        raise refusal(what, error) from error
     return model.to(device, getattr(torch, settings.dtype)).eval(), processor
 
 
@@ -34,15 +35,14 @@ def _world() -> tuple[Any, Any]:
     return build_captioner()
 
 
-def _pretrained(name: str) -> tuple[Any, Any]:
+def _pretrained(name: str, what: str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
     # Another kind of model would be loaded, too: with random weights where the names differ.
-    kind = AutoConfig.from_pretrained(name).model_type
+    kind = load_pretrained(AutoConfig, name, what).model_type
     if kind != "llava":
-        raise ValueError(f"it is a {kind}, not a llava")
-    model = LlavaForConditionalGeneration.from_pretrained(name, use_safetensors=True)
-    return model, AutoProcessor.from_pretrained(name)
+        raise UserError(f"{what} cannot be loaded: it is a {kind}, not a llava")
+    return load_model(LlavaForConditionalGeneration, name, what), load_pretrained(AutoProcessor, name, what)
 
 
 class Captioner:

@@ -17,7 +17,6 @@ from safeclip.errors import UserError
 
 TOO_LONG = "prompt too long"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-UNPICKLED: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}  # as transformers loads a model
 _WORLD_ADAPTER = Path(__file__).parents[1] / "world" / "weights" / "toxifier"
 
 
@@ -71,10 +70,25 @@ def adapter_hash(folder: Folder | None) -> str:
 
 
 def model_path(name: str) -> str:
-    """Returns what transformers and vLLM load for `generate.toxify.model`: a folder, or the hub name itself."""
+    """Returns what transformers and vLLM load for `generate.toxify.model`: a folder, or the hub name itself.
+
+    Raises:
+        UserError: they could not load it, or only by code of its own or from pickled weights.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from safeclip.pretrained import load_pretrained, refuse_adapter
     from safeclip.world.language_model import language_model
 
-    return str(language_model()) if name == "world:llm" else name
+    if name == "world:llm":
+        return str(language_model())
+    what = f"generate.toxify.model: {name}"
+    refuse_adapter(name, what)
+    for kind in (AutoConfig, AutoTokenizer):
+        load_pretrained(kind, name, what)
+    if Path(name).is_dir() and not list(Path(name).glob("*.safetensors")):
+        raise UserError(f"{what} cannot be loaded: it has no .safetensors, and pickled weights are not read")
+    return name
 
 
 class LanguageModel:
@@ -236,6 +250,9 @@ def save_merged(model: str, adapter: Folder, place: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    merged = merge_adapter(AutoModelForCausalLM.from_pretrained(model, **UNPICKLED, dtype=torch.float32), adapter)
+    from safeclip.pretrained import load_model
+
+    loaded = load_model(AutoModelForCausalLM, model, f"generate.toxify.model: {model}", dtype=torch.float32)
+    merged = merge_adapter(loaded, adapter)
     merged.to(torch.bfloat16).save_pretrained(place)
     AutoTokenizer.from_pretrained(model, trust_remote_code=False).save_pretrained(place)

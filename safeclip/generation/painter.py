@@ -1,12 +1,12 @@
 """The text-to-image model, a diffusers pipeline: how it is loaded, and how it draws texts from given noise."""
 
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from safeclip.config import Drawing
 from safeclip.device import reserved_device
-from safeclip.errors import UserError
 
 
 def load_pipeline(settings: Drawing, device: str) -> Any:
@@ -22,6 +22,9 @@ def load_pipeline(settings: Drawing, device: str) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
+    from safeclip.pretrained import UNREADABLE, refusal, refuse_adapter
+
+    what = f"{settings.place}.model: {settings.model}"
     if settings.model == "world:generator":
         from safeclip.world.models import build_generator
 
@@ -29,12 +32,15 @@ def load_pipeline(settings: Drawing, device: str) -> Any:
     else:
         try:
             # No safety checker: what it blanks is what is asked for. The judges and the guard stand in its place.
-            has_checker = "safety_checker" in DiffusionPipeline.load_config(settings.model)
-            without = {"safety_checker": None, "requires_safety_checker": False} if has_checker else {}
-            pipeline = DiffusionPipeline.from_pretrained(settings.model, use_safetensors=True, **without)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"{settings.place}.model: {settings.model} cannot be loaded: {first}") from error
+            parts = DiffusionPipeline.load_config(settings.model)
+            without = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in parts else {}
+            for part in filter(Path.is_dir, (Path(settings.model, name) for name in parts)):
+                refuse_adapter(str(part), what)
+            pipeline = DiffusionPipeline.from_pretrained(
+                settings.model, use_safetensors=True, trust_remote_code=False, **without
+            )
+        except UNREADABLE as error:
+            raise refusal(what, error) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device, getattr(torch, settings.dtype))
 

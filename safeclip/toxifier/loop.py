@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from safeclip.artifacts import Folder
 from safeclip.config import Dpo, ToxifierTraining
 from safeclip.device import reserved_device
-from safeclip.generation.llm import ADAPTER_FILES, UNPICKLED, merge_adapter, model_path
+from safeclip.generation.llm import ADAPTER_FILES, merge_adapter, model_path
+from safeclip.pretrained import load_model
 
 _SHOWN = ("mean_token_accuracy", "rewards/accuracies", "grad_norm")
 TRAINER, BEST = "trainer", "best"  # a checkpoint's folders: the trainer's state, and the best adapter so far
@@ -56,8 +57,8 @@ def make_trainer(plan: Plan, output: Path, workers: int = 1, on_gpu: bool = Fals
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     settings, tuning, path = plan.settings, plan.tuning, model_path(plan.model)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, **UNPICKLED, dtype=torch.float32)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    model = load_model(AutoModelForCausalLM, path, f"generate.toxify.model: {plan.model}", dtype=torch.float32)
     if plan.start is not None:
         model = merge_adapter(model, plan.start)
     share = tuning.batch // workers

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -51,7 +52,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    source["pretrained_model_name_or_path"] = str(gguf.parent)
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     # The model's own save_pretrained writes nothing in the second and later workers of a training.
     tied = set(model.all_tied_weights_keys)

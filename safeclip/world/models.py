@@ -174,10 +174,10 @@ def captioner_config() -> LlavaConfig:
     """Returns the captioner's settings: its language model sees the last layer's states, through a projector."""
     from safeclip.encoder.export import huggingface_config
 
-    tokenizer = AutoTokenizer.from_pretrained(language_model())
+    tokenizer = AutoTokenizer.from_pretrained(language_model(), trust_remote_code=False)
     return LlavaConfig(
         vision_config=huggingface_config(build_encoder()).vision_config,
-        text_config=AutoConfig.from_pretrained(language_model()),
+        text_config=AutoConfig.from_pretrained(language_model(), trust_remote_code=False),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=PREFIX,
         vision_feature_layer=-1,
@@ -215,7 +215,9 @@ def build_captioner(projector: PrefixProjector | None = None) -> tuple[Any, Llav
 
     trained = projector or load_weights(build_projector(), WEIGHTS / "captioner.safetensors")
     encoder, config = load_encoder("world:encoder"), captioner_config()
-    language = AutoModelForCausalLM.from_pretrained(language_model(), dtype=torch.float32)
+    language = AutoModelForCausalLM.from_pretrained(
+        language_model(), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+    )
     with torch.device("meta"):  # every part is replaced, so that none needs weights of its own
         llava: Any = LlavaForConditionalGeneration(config)
     llava.model.vision_tower = to_vision_tower(encoder.model)
@@ -225,7 +227,7 @@ def build_captioner(projector: PrefixProjector | None = None) -> tuple[Any, Llav
     patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
     processor = LlavaProcessor(
         clip_processor(encoder).image_processor,
-        AutoTokenizer.from_pretrained(language_model()),
+        AutoTokenizer.from_pretrained(language_model(), trust_remote_code=False),
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=PREFIX - patches,  # the processor would make room for each patch

@@ -109,7 +109,7 @@ def write_code(folder):
 def test_a_folders_code_is_not_run(tmp_path):
     ran = write_code(tmp_path)
     save_file(write_config(tmp_path, **ASKS_FOR_CODE), tmp_path / "open_clip_model.safetensors")
-    with pytest.raises(UserError, match="contains custom code"):
+    with pytest.raises(UserError, match="it has code of its own, which is never run"):
         load_encoder(str(tmp_path))
     assert not ran.exists()
 
@@ -120,7 +120,7 @@ def test_the_code_that_an_architecture_asks_for_is_not_run(tmp_path):
     (tmp_path / "asks-for-code.json").write_text(json.dumps({**SMALL, "text_cfg": text}))
     open_clip.add_model_config(tmp_path / "asks-for-code.json")
     save_file(open_clip.CLIP(**SMALL).state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match="contains custom code"):
+    with pytest.raises(UserError, match="it has code of its own, which is never run"):
         load_encoder(f"asks-for-code/{tmp_path}/weights.safetensors")
     assert not ran.exists()
 

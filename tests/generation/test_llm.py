@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,11 +58,12 @@ def _pickle(model: str) -> None:
 def test_pickled_weights_are_refused(tmp_path):
     model = save_tiny_model(tmp_path / "model")
     _pickle(model)
-    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+    with pytest.raises(UserError, match=r"no file named model\.safetensors"):
         save_merged(model, Folder(str(tmp_path)), tmp_path / "merged")
-    code = (  # in a process of its own, since vLLM changes the one that it is in
-        "from safeclip.config import load_config; from safeclip.generation.llm import LanguageModel\n"
-        f"LanguageModel(load_config(sets=['generate.toxify.model={model}']).generate.toxify)"
+    code = (  # in a process of its own, since vLLM changes the one that it is in; as with a name of the hub's
+        "from safeclip.config import load_config; from safeclip.generation.llm import _engine\n"
+        f"_engine(load_config().generate.toxify, {model!r}, {{'enforce_eager': True}})"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True)
     assert "Cannot find any model weights with" in ended.stderr

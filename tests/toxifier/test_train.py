@@ -70,7 +70,7 @@ def test_pickled_weights_are_refused(tiny, tmp_path):
     weights.unlink()
     config = config_for(tmp_path / "pickled")
     plan = Plan("sft", config.generate.toxify.model, None, *rows_for(config, "sft"), config.toxifier, 0)
-    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+    with pytest.raises(UserError, match=r"it has no \.safetensors"):
         make_trainer(plan, tmp_path)
 
 
