@@ -9,28 +9,14 @@ from typing import Any
 
 import click
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from ray import serve
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safeclip.artifacts import Folder, read_manifest
 from safeclip.config import Config, parse_config
 from safeclip.errors import UserError
+from serve.body import LimitBody, read_images, read_texts
 from serve.encoder import BatchedEncoder
-from serve.schemas import (
-    MAX_BODY_BYTES,
-    MAX_IMAGE_BYTES,
-    MAX_ITEMS,
-    MAX_TEXTS_BYTES,
-    Embeddings,
-    Health,
-    Images,
-    Model,
-    Problem,
-    Texts,
-)
+from serve.schemas import MAX_BODY_BYTES, MAX_TEXTS_BYTES, Embeddings, Health, Images, Model, Problem, Texts
 
 DESCRIPTION = """Embeddings of texts and pictures from a CLIP that no longer links unsafe words and unsafe pictures.
 
@@ -39,7 +25,10 @@ material** and must not be used as one. Inputs are neither logged nor kept."""
 
 TEXTS = "/v1/embeddings/text"
 api = FastAPI(title="Safe-CLIP", version="1", description=DESCRIPTION)
-REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 413, 422)}
+REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 408, 413, 422)}
+TEXTS_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": Texts.model_json_schema()}}}
+}
 IMAGES_BODY = {
     "requestBody": {
         "required": True,
@@ -57,84 +46,7 @@ IMAGES_BODY = {
 }
 
 
-class LimitBody:
-    """Refuses bodies of more bytes than `limit`, by their announced or their real size.
-
-    `limits` holds other limits, by how the path ends.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int, limits: dict[str, int]):
-        self.app, self.limit, self.limits = app, limit, limits
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, and raises while its body is read where that is too long."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        limit = next((value for end, value in self.limits.items() if scope["path"].endswith(end)), self.limit)
-        refusal = {"detail": f"the body is too large; send at most {limit // 2**20} MiB, in several requests"}
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > limit:
-            await JSONResponse(refusal, 413)(scope, receive, send)
-            return
-        read = 0
-
-        async def count() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > limit:
-                raise HTTPException(413, refusal["detail"])
-            return message
-
-        await self.app(scope, count, send)
-
-
 api.add_middleware(LimitBody, limit=MAX_BODY_BYTES, limits={TEXTS: MAX_TEXTS_BYTES})
-
-
-@api.exception_handler(RequestValidationError)
-async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-    """Names the place and what would be right; FastAPI's own answer would repeat the input."""
-    malformed = any(each["type"] == "json_invalid" for each in error.errors())
-    return JSONResponse({"detail": _reasons(error.errors())}, 400 if malformed else 422)
-
-
-def _reasons(errors: Any) -> str:
-    def reason(error: dict[str, Any]) -> str:
-        place = ".".join(str(part) for part in error["loc"] if part != "body")
-        return f"{place}: {error['msg']}" if place else f"body: {error['msg']}"
-
-    return "; ".join(reason(each) for each in errors[:3])
-
-
-async def read_images(request: Request) -> list[bytes]:
-    """Returns the encoded pictures of a request, from base64 in JSON or from the files of a form.
-
-    Raises:
-        HTTPException: 400 for neither of both, 413 for too large a picture, 422 for a form that holds something else.
-        RequestValidationError: the JSON is not as it ought to be.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        try:
-            images = Images.model_validate_json(await request.body()).images
-        except ValidationError as error:
-            raise RequestValidationError(error.errors()) from None
-    elif kind == "multipart/form-data":
-        async with request.form(max_files=MAX_ITEMS) as form:
-            files = form.getlist("images")
-            if not files or any(isinstance(each, str) for each in files) or set(form) != {"images"}:
-                raise HTTPException(422, "images: send each picture as a file in a field named images")
-            images = [await each.read() for each in files if not isinstance(each, str)]
-    else:
-        raise HTTPException(400, "send application/json or multipart/form-data, and say which in content-type")
-    for i, image in enumerate(images):
-        if len(image) > MAX_IMAGE_BYTES:
-            raise HTTPException(
-                413, f"picture {i + 1} is too large; send at most {MAX_IMAGE_BYTES // 2**20} MiB each"
-            )
-    return images
 
 
 def load_bound(run: Folder, config: Config, key: str) -> BatchedEncoder:
@@ -187,10 +99,10 @@ class SafeEncoder:
             key=self.key,
         )
 
-    @api.post(TEXTS, response_model=Embeddings, responses=REFUSALS)
-    async def texts(self, body: Texts) -> Embeddings:
+    @api.post(TEXTS, response_model=Embeddings, responses=REFUSALS, openapi_extra=TEXTS_BODY)
+    async def texts(self, request: Request) -> Embeddings:
         """Embeddings of texts."""
-        embeddings = await self.encoder.embed_texts(body.texts)
+        embeddings = await self.encoder.embed_texts(await read_texts(request))
         return Embeddings(embeddings=embeddings.tolist(), model=self.config.run)
 
     @api.post("/v1/embeddings/image", response_model=Embeddings, responses=REFUSALS, openapi_extra=IMAGES_BODY)

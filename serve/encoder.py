@@ -45,8 +45,11 @@ class BatchedEncoder:
         Raises:
             UserError: a picture does not decode or is too large; other requests do not notice.
         """
-        pixels = await asyncio.get_running_loop().run_in_executor(self.decoders, self._pixels_of, images)
-        return await self._embed_pixels(pixels)
+        run = asyncio.get_running_loop().run_in_executor
+        # A request has one picture at a time with the decoders: 64 of the largest take half a minute, in which others
+        # get their turn, and which ends when the caller has gone.
+        pixels = [await run(self.decoders, self._pixels_of, data, i) for i, data in enumerate(images, 1)]
+        return await self._embed_pixels(np.stack(pixels))
 
     def check(self) -> None:
         """Raises RuntimeError when the encoder no longer gives embeddings of unit length."""
@@ -54,9 +57,8 @@ class BatchedEncoder:
         if not abs(norm - 1) < 1e-3:
             raise RuntimeError(f"the encoder gives embeddings of length {norm}")
 
-    def _pixels_of(self, images: list[bytes]) -> np.ndarray:
-        decoded = (decode_image(data, f"picture {i}", FORMATS, MAX_IMAGE_PIXELS) for i, data in enumerate(images, 1))
-        return np.stack([self.encoder.resize_image(image) for image in decoded])
+    def _pixels_of(self, data: bytes, number: int) -> np.ndarray:
+        return self.encoder.resize_image(decode_image(data, f"picture {number}", FORMATS, MAX_IMAGE_PIXELS))
 
     @serve.batch
     async def _embed_tokens(self, requests: list[torch.Tensor]) -> list[np.ndarray]:

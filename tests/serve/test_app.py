@@ -122,7 +122,7 @@ def test_the_description_says_what_a_score_is_not(endpoint):
     [
         ({}, "texts: Field required"),
         ({"texts": []}, "texts: List should have at least 1 item"),
-        ({"texts": "a dog"}, "texts: Input should be a valid list"),
+        ({"texts": "a dog"}, "texts: Input should be a valid array"),
         ({"texts": ["a dog", 3]}, "texts.1: Input should be a valid string"),
         ({"texts": ["a dog", " "]}, "texts.1: String should match pattern"),
         ({"texts": ["a dog"] * (MAX_ITEMS + 1)}, f"at most {MAX_ITEMS} items"),
@@ -174,6 +174,9 @@ def test_another_kind_of_body_is_400(endpoint):
     )
     assert response.status_code == 400
     assert "application/json or multipart/form-data" in response.json()["detail"]
+    response = httpx.post(f"{endpoint}/v1/embeddings/text", data={"texts": "a dog"})
+    assert response.status_code == 400
+    assert "send application/json, and say so in content-type" in response.json()["detail"]
 
 
 def test_too_large_is_413(endpoint):

@@ -31,6 +31,16 @@ class Probe:
         growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         return [len(embeddings) for embeddings in found], self.passed, growth
 
+    async def first(self, *requests: list[bytes]) -> list[bool]:
+        """Returns which requests have an answer or a refusal when the first has one."""
+        asked = [asyncio.create_task(self.encoder.embed_images(images)) for images in requests]
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        answered = [each.done() for each in asked]
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        return answered
+
     async def keep(self, texts: list[str]) -> int:
         """Returns how many words the tokenizer kept of texts that it embedded."""
         before = len(self.encoder.encoder.tokenizer.cache)
@@ -67,6 +77,11 @@ def test_large_pictures_are_in_memory_one_at_a_time(probe):
     lengths, _, growth = probe.ask.remote(*[[large]] * 9).result()
     assert lengths == [1] * 9
     assert growth < 100
+
+
+def test_a_request_of_many_large_pictures_does_not_hold_up_others(probe):
+    refused = [b"no picture"]  # at once, where a picture would wait for others to fill its batch
+    assert probe.first.remote([png((5000, 4000))] * 8 + refused, refused).result() == [False, True]
 
 
 def test_no_word_of_a_text_is_kept(probe):
