@@ -23,7 +23,7 @@ class Missing:
 
 
 def answer_batches(
-    actor: type, arguments: tuple, names: dict[str, list[str]], resources: Resources, what: str, kept: Folder
+    actor: type, arguments: tuple, names: dict[str, list[str]], resources: Resources, what: str, cache: Folder
 ) -> dict[str, list[dict[str, Any]]]:
     """Has actors answer every batch with each encoder, as far as no answer is kept.
 
@@ -36,27 +36,27 @@ def answer_batches(
         names: for each encoder, by its label, a hash for each batch of all that its answer depends on.
         resources: that the actors reserve.
         what: is being done, for messages.
-        kept: where answers are kept.
+        cache: where answers are kept.
 
     Returns:
         For each encoder, by its label, the rows in the order of the batches.
     """
     from tqdm import tqdm
 
-    kept.make(private=True)
+    cache.make(private=True)
     asked = {
         name: {"encoder": label, "batch": index, "name": name}
         for label, own in names.items()
         for index, name in enumerate(own)
     }
-    found = {name: row for name in asked if (row := _read(kept, name)) is not None}
+    found = {name: row for name in asked if (row := _read(cache, name)) is not None}
     work = [row for name, row in asked.items() if name not in found]
-    print(f"{what}: {len(asked)} batches, {len(work)} of them now, the others from {kept.name}/")
+    print(f"{what}: {len(asked)} batches, {len(work)} of them now, the others from {cache.name}/")
     for answer in tqdm(_answer(actor, arguments, work, resources), total=len(work), desc=what, unit="batch"):
         row = answer.to_pylist()[0]
         found[row["name"]] = row
         if row["whole"]:
-            kept.write_table(f"{row['name']}.parquet", answer)
+            cache.write_table(f"{row['name']}.parquet", answer)
     return {label: [found[name] for name in own] for label, own in names.items()}
 
 
@@ -67,9 +67,9 @@ def _answer(actor: type, arguments: tuple, work: list[dict[str, Any]], resources
         yield from answered.iter_batches(batch_size=1, batch_format="pyarrow")
 
 
-def _read(kept: Folder, name: str) -> dict[str, Any] | None:
+def _read(cache: Folder, name: str) -> dict[str, Any] | None:
     """Returns an answer, None where the file is not there or is damaged."""
     try:
-        return kept.read_table(f"{name}.parquet").to_pylist()[0]
+        return cache.read_table(f"{name}.parquet").to_pylist()[0]
     except (OSError, pa.ArrowException):
         return None

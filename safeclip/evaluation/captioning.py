@@ -143,7 +143,7 @@ def describe_batches(
     batches: list[Batch],
     settings: ImageToText,
     generate: Generate,
-    kept: Folder,
+    cache: Folder,
 ) -> dict[str, list[Answer] | Missing]:
     """Describes all batches with each encoder. Needs a Ray that is connected.
 
@@ -154,7 +154,7 @@ def describe_batches(
         batches: of its rows.
         settings: of the model.
         generate: says which judge.
-        kept: where answers are kept.
+        cache: where answers are kept.
 
     Returns:
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
@@ -166,7 +166,7 @@ def describe_batches(
     made_from = [made, model_hash(settings.model), judged]
     asked = [[table_hash(batch.read(folder)), batch.unsafe] for batch in batches]
     names = {label: [hash_of("image to text", identities[label], made_from, a) for a in asked] for label in encoders}
-    rows = answer_batches(Describer, arguments, names, settings.resources, "image to text", kept)
+    rows = answer_batches(Describer, arguments, names, settings.resources, "image to text", cache)
     return {label: _read([json.loads(row["answer"]) for row in own]) for label, own in rows.items()}
 
 

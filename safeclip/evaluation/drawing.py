@@ -145,7 +145,7 @@ def draw_batches(
     settings: TextToImage,
     generate: Generate,
     reference: Reference | Missing,
-    kept: Folder,
+    cache: Folder,
 ) -> dict[str, list[Answer] | Missing]:
     """Draws all batches with each encoder. Needs a Ray that is connected.
 
@@ -157,7 +157,7 @@ def draw_batches(
         settings: of the model.
         generate: says which judge.
         reference: has the base encoder, or why the pictures are not embedded.
-        kept: where answers are kept.
+        cache: where answers are kept.
 
     Returns:
         For each encoder, by its label, the answers in the order of the batches, or why there are none.
@@ -170,7 +170,7 @@ def draw_batches(
     asked = [[[asdict(p), (p.id, p.unsafe) in shown] for p in batch] for batch in batches]
     names = {label: [hash_of("text to image", identities[label], made_from, a) for a in asked] for label in encoders}
     arguments = (encoders, batches, shown, settings, generate, base)
-    rows = answer_batches(Drawer, arguments, names, settings.resources, "text to image", kept)
+    rows = answer_batches(Drawer, arguments, names, settings.resources, "text to image", cache)
     return {label: _read(own) for label, own in rows.items()}
 
 

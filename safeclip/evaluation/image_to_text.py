@@ -62,7 +62,7 @@ def measure_image_to_text(
     source: EvaluationSet,
     encoders: dict[str, str | Folder],
     identities: dict[str, str],
-    kept: Folder,
+    cache: Folder,
 ) -> ImageToTextResult:
     """Describes the set's pictures with each encoder, and judges. Needs a Ray that is connected.
 
@@ -75,7 +75,7 @@ def measure_image_to_text(
         source: quadruplets whose pictures are described.
         encoders: by label, what `load_encoder` takes, or the folder of an encoder on any file system.
         identities: of the encoders, as `identify` tells them.
-        kept: where answers are kept.
+        cache: where answers are kept.
     """
     setting: dict[str, Any] = {"model": settings.model, "prompt": settings.prompt, "max_tokens": settings.max_tokens}
     batches, pictures, setting["rejected"] = make_batches(source, settings.count, settings.batch)
@@ -83,7 +83,7 @@ def measure_image_to_text(
         dropped = " that the guard accepts" if setting["rejected"] else ""
         reason = f"{source.folder.url}: holds no quadruplets{dropped}"
         return ImageToTextResult({label: {"missing": reason} for label in encoders}, setting, [])
-    answers = describe_batches(encoders, identities, source.folder, batches, settings, config.generate, kept)
+    answers = describe_batches(encoders, identities, source.folder, batches, settings, config.generate, cache)
     kind, resamples, seed = ImageToTextResult.kind, config.evaluate.bootstrap, config.seed
     figures: dict[str, dict[str, Any]] = {}
     measured: dict[str, list[Answer]] = {}

@@ -26,7 +26,7 @@ from safeclip.evaluation.retrieval import TASKS, UNSAFE_TASKS
 from safeclip.evaluation.sets import MAIN_SET
 from safeclip.evaluation.summary import headlines, summary_sentences
 from safeclip.evaluation.text_to_image import Strip
-from safeclip.evaluation.wording import duration, percent, points, span
+from safeclip.evaluation.wording import cosine, duration, percent, points, span
 
 NOT_COMPARABLE = (
     "These figures are measured on regenerated data: the unsafe pictures of the published benchmark (ViSU) are "
@@ -34,7 +34,7 @@ NOT_COMPARABLE = (
     "published tables."
 )
 SUMMARY_ROWS = 4
-_REASONS = 5  # for which prompts were rejected, the most frequent ones
+_REASONS = 5  # for which prompts or pictures were rejected, the most frequent ones
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def write_report(folder: Folder, metrics: dict[str, Any], shown: Shown, blurred:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, points=points, span=span, duration=duration)
+    environment.filters.update(percent=percent, points=points, span=span, duration=duration, cosine=cosine)
     view = _view(metrics, shown, blurred)
     folder.write("report.html", environment.get_template("report.html.j2").render(view).encode())
     folder.write("report.md", environment.get_template("report.md.j2").render(view).encode())
@@ -135,7 +135,6 @@ def _drawn(metrics: dict[str, Any], strips: list[Strip]) -> dict[str, Any] | Non
         return None
     figures = {k: e.get("text_to_image", {}) for k, e in metrics["encoders"].items()}
     setting = metrics["text_to_image"]
-    rejected = sorted(setting["rejected"].items(), key=lambda reason: -reason[1])
     return {
         **setting,
         "measures": measures,
@@ -144,10 +143,15 @@ def _drawn(metrics: dict[str, Any], strips: list[Strip]) -> dict[str, Any] | Non
         "counts": {key: max(f.get(key, 0) for f in figures.values()) for key in ("n", "n_safe")},
         "replaced": sorted({f["replaced"] for f in figures.values() if f}),
         "concepts": _by_concept(figures),
-        "rejected": sum(setting["rejected"].values()),
-        "reasons": rejected[:_REASONS],
+        **_rejected(setting),
         "strips": [(strip, {k: _drawn_item(strip, k) for k in strip.pictures}) for strip in strips],
     }
+
+
+def _rejected(setting: dict[str, Any]) -> dict[str, Any]:
+    """Returns how many prompts or pictures were rejected, and the most frequent reasons."""
+    reasons = sorted(setting["rejected"].items(), key=lambda reason: -reason[1])
+    return {"rejected": sum(setting["rejected"].values()), "reasons": reasons[:_REASONS]}
 
 
 def _about_fidelity(keys: set[str], base: str) -> str:
@@ -174,6 +178,7 @@ def _described(metrics: dict[str, Any], strips: list[image_to_text.Strip]) -> di
     figures = {k: e.get("image_to_text", {}) for k, e in metrics["encoders"].items()}
     return {
         **metrics["image_to_text"],
+        **_rejected(metrics["image_to_text"]),
         "measures": measures,
         "exact": "safe_caption_accuracy" in {m.key for m in measures},
         "counts": {key: max(f.get(key, 0) for f in figures.values()) for key in ("n", "n_safe")},

@@ -46,7 +46,7 @@ def measure_text_to_image(
     encoders: dict[str, str | Folder],
     identities: dict[str, str],
     reference: Reference | Missing,
-    kept: Folder,
+    cache: Folder,
 ) -> TextToImageResult:
     """Draws with each encoder, and judges. Needs a Ray that is connected.
 
@@ -60,7 +60,7 @@ def measure_text_to_image(
         encoders: by label, what `load_encoder` takes, or the folder of an encoder on any file system.
         identities: of the encoders, as `identify` tells them.
         reference: the base encoder's view of the set, or why the figures that need it are missing.
-        kept: where answers are kept.
+        cache: where answers are kept.
     """
     setting = {"model": settings.model, "steps": settings.steps, "guidance": settings.guidance}
     setting["base"] = config.train.base
@@ -78,7 +78,7 @@ def measure_text_to_image(
         settings,
         config.generate,
         reference,
-        kept,
+        cache,
     )
     order = [i for batch in batches for i in batch]
     asked = [accepted[i] for i in order]

@@ -22,6 +22,11 @@ def points(change: float) -> str:
     return f"{100 * change:+.1f}".replace("-", "−") if change else "0"
 
 
+def cosine(value: float) -> str:
+    """Returns a cosine."""
+    return f"{value:.2f}".replace("-", "−")
+
+
 def place(rank: float) -> str:
     """Returns a place in a ranking; the median of an even number of places may lie between two."""
     return f"{rank:,.1f}".removesuffix(".0")

@@ -21,7 +21,7 @@ from safeclip.evaluation.report import Shown, write_report
 from safeclip.evaluation.retrieval import Embeddings, measure_retrieval, run_tasks
 from safeclip.evaluation.summary import headlines, plain_table, summary_sentences
 from safeclip.evaluation.text_to_image import Strip, TextToImageResult
-from safeclip.evaluation.wording import duration, percent, span
+from safeclip.evaluation.wording import cosine, duration, percent, span
 from safeclip.world.scenes import Scene, render
 
 
@@ -185,6 +185,7 @@ def test_a_change_is_called_better_or_worse_only_outside_the_noise(value, bounds
 def test_numbers_read_well():
     assert [percent(v) for v in (0, 0.004, 0.5, 0.996, 1)] == ["0%", "0.4%", "50%", "99.6%", "100%"]
     assert [span(v) for v in ([0, 0.1234], [0.994, 1])] == ["0–12.3", "99.4–100"]
+    assert [cosine(v) for v in (-0.064, 0.5)] == ["−0.06", "0.50"]
     assert [duration(s) for s in (0.42, 75, 7260)] == ["0.4 s", "1 min 15 s", "2 h 1 min"]
 
 
@@ -402,6 +403,7 @@ def test_captions_have_figures_changes_judge_and_examples(tmp_path):
     }
     judge = {"name": "world", "version": "world vocabulary 1", "threshold": 1.0}
     setting = {"model": "world:captioner", "prompt": "<image>", "max_tokens": 24, "judge": judge}
+    setting["rejected"] = {"guard: <minor>": 2, "guard: no concept of the taxonomy": 1234}
     texts = {"base": "a skull on <white>", "safe": "a dog on white"}
     strips = [Described(_pattern("skull"), True, "brutality", "a skull", texts, {"base": True, "safe": False})]
     changes = {"safe": compare("image_to_text", pictures, said["safe"], said["base"], 20, 0)}
@@ -415,6 +417,9 @@ def test_captions_have_figures_changes_judge_and_examples(tmp_path):
         assert "Unsafe pictures: something unsafe said" in written
         assert "world vocabulary 1" in written
     assert "| Unsafe pictures: something unsafe said | 100% (15.8–100) | 50%" in text
+    told = "1,236: guard: no concept of the taxonomy (1,234); guard: {} (2)"
+    assert f"- Pictures rejected: {told.format('<minor>')}.\n" in text
+    assert f"<dt>Pictures rejected</dt><dd>{told.format('&lt;minor&gt;')}</dd>" in page
     assert "a skull on &lt;white&gt;" in page
     assert 'words unsafe"><q>a skull on' in page
     assert 'words safe"><q>a dog on white' in page
