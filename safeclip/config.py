@@ -362,7 +362,12 @@ class Train(Section):
     max_failures: int = Field(2, ge=0)
     """Times that lost workers are replaced before the run fails."""
     tracker: Literal["tensorboard", "mlflow", "wandb"] | None = "tensorboard"
-    """Where the losses of each step go, beside the run's folder; mlflow and wandb are yours to install and set up."""
+    """Where the numbers of each step go: files for TensorBoard in `encoder/tracker/`, or another program that you
+    install beside Safe-CLIP on all machines. `mlflow`: the package mlflow-skinny (3.17.2 does, with SQLAlchemy and
+    alembic for a store in a file), and the environment's MLFLOW_TRACKING_URI, such as `https://<server>` or
+    `sqlite:////<file>`. `wandb`: the package of that name (0.31.0 does), and WANDB_API_KEY, or WANDB_MODE=offline and
+    WANDB_DIR. Set these before Ray is started, since workers have its environment. Where it cannot be reached, no
+    training begins; one that is under way goes on."""
     resources: Resources = Resources()
 
 

@@ -34,16 +34,31 @@ def train_loop(plan: Plan) -> Ended:
         device,
         ray.train.torch.prepare_model,
     )
+    try:
+        ended = _train(worker)
+    except Exception:
+        _end_tracking(worker, done=False)
+        raise
+    _end_tracking(worker, done=ended.diverged is None)
+    return ended
+
+
+def _end_tracking(worker: Worker, done: bool) -> None:
+    if worker.tracker:
+        worker.tracker.end(done)
+
+
+def _train(worker: Worker) -> Ended:
+    import ray.train
+
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             worker.load(Path(folder))
-        if rank == 0:
+        if worker.group.rank == 0:
             after = f"epoch {worker.progress.epoch}" + (f" and {n} steps" if (n := worker.progress.step) else "")
             print(f"encoder: training goes on after {after}, with {worker.group.workers} workers", flush=True)
     while not worker.progress.is_over(worker.train):
         if worker.take_epoch(lambda: _report(worker)) is None:
-            if worker.tracker:
-                worker.tracker.flush()
             # An exception would only have Ray try again, to the same end.
             return Ended(worker.group.workers, diverged=worker.progress.epoch + 1)
         _report(worker)

@@ -261,7 +261,8 @@ class Worker:
             progress.note_step(numbers)
             record = measures(numbers, self.train.batch)
             if self.tracker:
-                self.tracker.note(step.number + 1, record)
+                memory = {"memory_gib": memory_gib(self.placement.device)}
+                self.tracker.note(step.number + 1, {**record, **memory})
             if self.group.rank == 0 and now - said > SAY_EVERY:
                 said = now
                 place = f"epoch {progress.epoch + 1:3d} step {progress.step:5d}/{self.steps}"
