@@ -40,12 +40,22 @@ _debug = False
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Returns a parser of the words that all jobs know."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--config", default="ray_config.yaml", metavar="FILE", help="default: %(default)s")
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    command = f"python -m {spec.name}" if spec and spec.name.startswith("jobs.") else None
+    made = argparse.ArgumentParser(
+        prog=command, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--config", default="ray_config.yaml", metavar="FILE", help="of settings; default: %(default)s")
     made.add_argument("--profile", metavar="NAME", help="embedded or full; the config's default unless given")
-    made.add_argument("--run", metavar="NAME", help="the run, and its folder's name; resumed if it is there")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting")
-    made.add_argument("--replace", action="store_true", help="make again what other settings touch in this run")
+    made.add_argument("--run", metavar="NAME", help="the run, and its folder's name; goes on with it if it is there")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="overrides a setting, as in train.epochs=3; may be given again",
+    )  # fmt: skip
+    made.add_argument(
+        "--replace", action="store_true",
+        help="take over settings that differ from the run's, and make again what depends on them",
+    )  # fmt: skip
     made.add_argument("--debug", action="store_true", help="show tracebacks, and what Ray and its workers log")
     return made
 

@@ -26,7 +26,10 @@ def need_resources(config: Config, sections: Sequence[str], may_grow: bool) -> N
     has = " and ".join(_amount(_total(machines, kind), kind) for kind in ("CPU", "GPU"))
     wanting = lacking(config, sections, machines)
     if wanting and not may_grow:
-        raise UserError(f"{wanting[0]} wanted at once, and Ray on this machine has {has}")
+        raise UserError(
+            f"{wanting[0]} wanted at once, and Ray on this machine has {has}; lower them, or join a cluster with "
+            "--set ray.address=host:port"
+        )
     if wanting:
         print(f"the cluster has {has} now; stages wait until it has what they want at once: {', '.join(wanting)}")
 

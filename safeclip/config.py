@@ -540,6 +540,12 @@ def _one_line(error: ValidationError) -> str:
         return f"{key}: no such setting; {hint}"
     if first["type"] == "missing":
         return f"{key}: must be given"
+    if first["type"] == "model_type":
+        hint = f"it has settings of its own, such as {key}.{_allowed_keys(first['loc'])[0]}"
+        return f"{key}: {first['input']!r} will not do; {hint}"
+    if first["loc"] == ("run",) and first["type"] == "string_pattern_mismatch":
+        hint = "a name is of letters, digits, dots, dashes and underscores, and starts with a letter or a digit"
+        return f"{key}: {first['input']!r} will not do; {hint}"
     return f"{key}: {first['input']!r} will not do; {first['msg'][0].lower()}{first['msg'][1:]}"
 
 

@@ -60,6 +60,13 @@ def test_a_wrong_command_line_is_2_and_help_is_0(capsys):
     assert "A job." in capsys.readouterr().out
 
 
+def test_help_names_the_command_that_was_given():
+    ended = subprocess.run(
+        [sys.executable, "-m", "jobs.generate", "--help"], cwd=ROOT, text=True, capture_output=True, check=True
+    )
+    assert ended.stdout.startswith("usage: python -m jobs.generate [-h]")
+
+
 def test_words_that_go_together_are_wrong_alone(capsys):
     assert run_main(train_encoder.main, ["--export", "somewhere"]) == 2
     assert capsys.readouterr().err.endswith("error: --export and --to go together\n")
@@ -309,6 +316,7 @@ def test_what_this_machine_has_not_is_refused(ray_free_process):
     """)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: train.resources: 4 CPUs wanted at once, and Ray on this machine has 2")
+    assert ended.stderr.endswith("; lower them, or join a cluster with --set ray.address=host:port\n")
     assert ended.stderr.count("\n") == 1
 
 
