@@ -31,7 +31,7 @@ def load_pretrained(kind: Any, source: str, what: str, **settings: Any) -> Any:
     try:
         return kind.from_pretrained(source, trust_remote_code=False, **settings)
     except UNREADABLE as error:
-        raise refusal(what, error) from error
+        raise cannot_load(what, error) from error
 
 
 def load_model(kind: Any, source: str, what: str, **settings: Any) -> Any:
@@ -53,14 +53,14 @@ def refuse_adapter(source: str, what: str) -> None:
     try:
         adapter = find_adapter_config_file(source)
     except UNREADABLE as error:
-        raise refusal(what, error) from error
+        raise cannot_load(what, error) from error
     if adapter is not None:
         raise UserError(
             f"{what} cannot be loaded: a LoRA adapter lies there (adapter_config.json); merge it into its model first"
         )
 
 
-def refusal(what: str, error: Exception) -> UserError:
+def cannot_load(what: str, error: Exception) -> UserError:
     """Returns an error of what could not be loaded, in one line."""
     said = str(error).strip() or type(error).__name__
     reason = "it has code of its own, which is never run" if "trust_remote_code" in said else said.splitlines()[0]

@@ -12,7 +12,7 @@ from safeclip.artifacts import Folder
 from safeclip.encoder.huggingface import load_huggingface
 from safeclip.encoder.model import Encoder
 from safeclip.errors import UserError
-from safeclip.pretrained import UNREADABLE, refusal
+from safeclip.pretrained import UNREADABLE, cannot_load
 from safeclip.world import WEIGHTS
 
 
@@ -43,7 +43,7 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
         of_hugging_face = bool(model_cfg["text_cfg"].get("hf_tokenizer_name"))
         tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if of_hugging_face else {}))
     except UNREADABLE as error:
-        raise refusal(f"encoder {source!r}", error) from error
+        raise cannot_load(f"encoder {source!r}", error) from error
     if quick_gelu:
         model_cfg["quick_gelu"] = True
     preprocess_cfg = dict(model.visual.preprocess_cfg)

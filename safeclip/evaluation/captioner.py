@@ -6,7 +6,7 @@ from safeclip.config import ImageToText
 from safeclip.device import reserved_device
 from safeclip.encoder.model import decode_image
 from safeclip.errors import UserError
-from safeclip.pretrained import load_model, load_pretrained, refusal
+from safeclip.pretrained import cannot_load, load_model, load_pretrained
 
 
 def load_captioner(settings: ImageToText, device: str) -> tuple[Any, Any]:
@@ -25,7 +25,7 @@ def load_captioner(settings: ImageToText, device: str) -> tuple[Any, Any]:
     try:
         model, processor = _world() if settings.model == "world:captioner" else _pretrained(settings.model, what)
     except (OSError, RuntimeError) as error:  # of the world's; FileNotFoundError is an OSError
-        raise refusal(what, error) from error
+        raise cannot_load(what, error) from error
     return model.to(device, getattr(torch, settings.dtype)).eval(), processor
 
 

@@ -22,7 +22,7 @@ def load_pipeline(settings: Drawing, device: str) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
-    from safeclip.pretrained import UNREADABLE, refusal, refuse_adapter
+    from safeclip.pretrained import UNREADABLE, cannot_load, refuse_adapter
 
     what = f"{settings.place}.model: {settings.model}"
     if settings.model == "world:generator":
@@ -40,7 +40,7 @@ def load_pipeline(settings: Drawing, device: str) -> Any:
                 settings.model, use_safetensors=True, trust_remote_code=False, **without
             )
         except UNREADABLE as error:
-            raise refusal(what, error) from error
+            raise cannot_load(what, error) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device, getattr(torch, settings.dtype))
 
