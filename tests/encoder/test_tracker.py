@@ -37,6 +37,9 @@ def test_tensorboards_files_lie_in_the_folder_once_flushed(tmp_path):
     tracker.note(2, {"loss": {"d(U,S_ref)": 0.5}})
     tracker.flush()
     assert [b"loss/d_U_S_ref" in folder.read(name) for name in folder.files()] == [False, True]
+    tracker.note(3, {"loss": {"total": 1.0}})
+    tracker.end(done=False)
+    assert len(folder.files()) == 3
 
 
 def test_none_tracks_nothing(tmp_path):
