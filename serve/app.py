@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import RedirectResponse
 from ray import serve
 
 from safeclip.artifacts import Folder, read_manifest
@@ -79,6 +80,11 @@ class SafeEncoder:
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
         self.encoder.check()
+
+    @api.get("/", include_in_schema=False)
+    def root(self) -> RedirectResponse:
+        """Shows who opens the address in a browser what there is."""
+        return RedirectResponse("docs")
 
     @api.get("/healthz", response_model=Health)
     def healthz(self) -> Health:

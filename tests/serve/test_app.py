@@ -99,6 +99,7 @@ def test_a_broken_picture_does_not_disturb_the_others_of_its_batch(endpoint, enc
 
 
 def test_health_and_model(endpoint):
+    assert "Safe-CLIP" in httpx.get(endpoint, follow_redirects=True).text
     assert httpx.get(f"{endpoint}/healthz").json() == {"status": "ok"}
     model = httpx.get(f"{endpoint}/v1/model").json()
     assert model == {
