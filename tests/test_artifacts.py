@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from safeclip import artifacts
-from safeclip.artifacts import Folder, Stage, hash_of, read_manifest, saved_config, table_hash
+from safeclip.artifacts import Folder, Stage, for_each, hash_of, read_manifest, saved_config, table_hash
 from safeclip.errors import UserError
 
 TABLE = pa.table({"id": ["a", "b"], "picture": [b"\x00\x01", None], "reject": [None, "duplicate"]})
@@ -93,9 +93,9 @@ def test_many_files_are_read_in_the_order_of_their_names(folder):
     names = [f"{number}" for number in range(40)]
     for name in names:
         folder.write(name, name.encode())
-    assert folder.read_many(names) == [name.encode() for name in names]
+    assert for_each(folder.read, names) == [name.encode() for name in names]
     with pytest.raises(FileNotFoundError):
-        folder.read_many(["0", "none"])
+        for_each(folder.read, ["0", "none"])
 
 
 def test_links_are_what_they_lead_to(tmp_path):

@@ -34,18 +34,14 @@ def train_loop(plan: Plan) -> Ended:
         device,
         ray.train.torch.prepare_model,
     )
+    done = False
     try:
         ended = _train(worker)
-    except Exception:
-        _end_tracking(worker, done=False)
-        raise
-    _end_tracking(worker, done=ended.diverged is None)
-    return ended
-
-
-def _end_tracking(worker: Worker, done: bool) -> None:
-    if worker.tracker:
-        worker.tracker.end(done)
+        done = ended.diverged is None
+        return ended
+    finally:
+        if worker.tracker:
+            worker.tracker.end(done)
 
 
 def _train(worker: Worker) -> Ended:

@@ -99,7 +99,7 @@ def make_tracker(kind: str | None, folder: Folder, name: str) -> Tracker | None:
     known = folder.read(file).decode() if folder.exists(file) else None
     try:
         tracker = _MAKERS[kind](folder, name, known)
-    except Exception as error:
+    except Exception as error:  # each program, and what lies between, has errors of its own
         if known is None:
             raise UserError(f"train.tracker: {kind} cannot be had: {_line(error)}") from error
         print(f"train.tracker: {kind} cannot be had: {_line(error)}; the training goes on without", flush=True)

@@ -191,15 +191,13 @@ class Worker:
             found["preserved_image_ref"] = every[:, count:].flatten(0, 1)
         return Embeddings(
             **{name: self.placement.put(value) for name, value in found.items()},
+            # Validation is compared between epochs, so an objective that changes on the way does not change there.
             progress=self._share_done() if split == "train" else 1.0,
             nearest=self.nearest[split].of(torch.as_tensor(rows), self.placement.device) if self.nearest else None,
         )
 
     def _share_done(self) -> float:
-        """Returns which share of all steps is done.
-
-        Losses of validation are compared between epochs, so an objective that changes on the way does not there.
-        """
+        """Returns which share of all steps is done."""
         done = self.progress.epoch * self.steps + self.progress.step
         return min(1.0, done / max(1, self.train.epochs * self.steps))
 

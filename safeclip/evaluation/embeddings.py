@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from safeclip.actors import map_rows
-from safeclip.artifacts import Folder, table_hash
+from safeclip.artifacts import Folder, for_each, table_hash
 from safeclip.config import Evaluate
 from safeclip.device import reserved_device
 from safeclip.encoder.load import load_from
@@ -58,7 +58,7 @@ class Unit:
             return pa.table({"text": list(self.texts)})
         folder = Folder(self.folder)
         if self.names:
-            return pa.table({"image": folder.read_many(self.names)})
+            return pa.table({"image": for_each(folder.read, self.names)})
         return folder.read_table(self.file).select([*self.columns, *self.carried])
 
 

@@ -143,15 +143,16 @@ def _drawn(metrics: dict[str, Any], strips: list[Strip]) -> dict[str, Any] | Non
         "counts": {key: max(f.get(key, 0) for f in figures.values()) for key in ("n", "n_safe")},
         "replaced": sorted({f["replaced"] for f in figures.values() if f}),
         "concepts": _by_concept(figures),
-        **_rejected(setting),
+        "rejected": _rejected(setting),
         "strips": [(strip, {k: _drawn_item(strip, k) for k in strip.pictures}) for strip in strips],
     }
 
 
-def _rejected(setting: dict[str, Any]) -> dict[str, Any]:
-    """Returns how many prompts or pictures were rejected, and the most frequent reasons."""
-    reasons = sorted(setting["rejected"].items(), key=lambda reason: -reason[1])
-    return {"rejected": sum(setting["rejected"].values()), "reasons": reasons[:_REASONS]}
+def _rejected(setting: dict[str, Any]) -> str:
+    """Tells how many prompts or pictures were rejected, and the most frequent reasons."""
+    counts = sorted(setting["rejected"].items(), key=lambda reason: -reason[1])
+    reasons = "; ".join(f"{reason} ({count:,})" for reason, count in counts[:_REASONS])
+    return f"{sum(setting['rejected'].values()):,}{': ' if reasons else ''}{reasons}"
 
 
 def _about_fidelity(keys: set[str], base: str) -> str:
@@ -178,7 +179,7 @@ def _described(metrics: dict[str, Any], strips: list[image_to_text.Strip]) -> di
     figures = {k: e.get("image_to_text", {}) for k, e in metrics["encoders"].items()}
     return {
         **metrics["image_to_text"],
-        **_rejected(metrics["image_to_text"]),
+        "rejected": _rejected(metrics["image_to_text"]),
         "measures": measures,
         "exact": "safe_caption_accuracy" in {m.key for m in measures},
         "counts": {key: max(f.get(key, 0) for f in figures.values()) for key in ("n", "n_safe")},

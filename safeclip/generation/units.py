@@ -7,7 +7,6 @@ that is there is done, whoever did it. What was in flight when something died is
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from safeclip.actors import map_rows
-from safeclip.artifacts import Folder, Stage, hash_of, read_manifest, table_hash
+from safeclip.artifacts import Folder, Stage, for_each, hash_of, read_manifest, table_hash
 from safeclip.config import Config, Resources
 from safeclip.errors import UserError
 from safeclip.generation.rejects import check_rejects
 
 _STATISTICS = b"safeclip"
-_AT_ONCE = 16  # files whose statistics are read
 Work = Callable[[pa.Table], pa.Table]
 
 
@@ -77,9 +75,8 @@ def statistics_of(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, A
     """Returns the statistics of the units that are done, by name; others are not there or cannot be read."""
     there = set(folder.files(".parquet"))
     wanted = [name for name in names if name in there]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # an object store takes its time for each
-        found = pool.map(lambda name: _statistics(folder, name), wanted)
-        return {name: statistics for name, statistics in zip(wanted, found, strict=True) if statistics}
+    found = for_each(lambda name: _statistics(folder, name), wanted)
+    return {name: statistics for name, statistics in zip(wanted, found, strict=True) if statistics}
 
 
 def _statistics(folder: Folder, name: str) -> dict[str, Any] | None:
